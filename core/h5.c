@@ -1,0 +1,404 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "core/h5.h"
+
+#include <stdbool.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "core/mem.h"
+#include "core/replace.h"
+
+/* Rows of a chunk and of the write buffer; tables below one chunk are stored plainly. */
+enum {
+    CHUNK_BYTES = 256 * 1024,
+    DEFLATE_LEVEL = 3,
+    RANK_MAX = 3,
+    MEMORY_STEP_BYTES = 4 << 20 // growth of a file in memory
+};
+
+void h5_quiet(void)
+{
+    H5Eset_auto2(H5E_DEFAULT, NULL, NULL);
+}
+
+struct stack_text {
+    char outer[256], inner[512];
+};
+
+static herr_t keep_ends(unsigned n, const H5E_error2_t *error, void *data)
+{
+    struct stack_text *text = data;
+    if (n == 0) {
+        snprintf(text->outer, sizeof text->outer, "%s", error->desc ? error->desc : "");
+    }
+    snprintf(text->inner, sizeof text->inner, "%s", error->desc ? error->desc : "");
+    return 0;
+}
+
+enum status h5_raise(const char *file, int line, const char *func, const char *what)
+{
+    struct stack_text text = {"", ""};
+    H5Ewalk2(H5E_DEFAULT, H5E_WALK_DOWNWARD, keep_ends, &text);
+    H5Eclear2(H5E_DEFAULT);
+    bool both = strcmp(text.outer, text.inner) != 0;
+    for (char *p = text.inner; *p; p++) { // HDF5 puts dates and line ends into some messages
+        *p = *p == '\n' ? ' ' : *p;
+    }
+    return status_raise(ST_HDF5, file, line, func, "%s: HDF5: %s%s%s", what,
+                        text.outer[0] ? text.outer : "no message", both ? ": " : "",
+                        both ? text.inner : "");
+}
+
+enum status h5_create(hid_t *file, const char *path)
+{
+    enum status st = ST_OK;
+    hid_t create = H5I_INVALID_HID, access = H5I_INVALID_HID;
+    char *name = NULL;
+    TRY(replace_name(&name, path)); // HDF5 would first read a file of this name
+    TRY_H5(st, create = H5Pcreate(H5P_FILE_CREATE), done, name);
+    TRY_H5(st, access = H5Pcreate(H5P_FILE_ACCESS), done, name);
+    TRY_H5(st, H5Pset_obj_track_times(create, false), done, name); // same rows, same bytes
+    TRY_H5(st, H5Pset_fclose_degree(access, H5F_CLOSE_STRONG), done, name);
+    TRY_H5(st, H5Pset_fapl_core(access, MEMORY_STEP_BYTES, false), done, name);
+    TRY_H5(st, *file = H5Fcreate(name, H5F_ACC_TRUNC, create, access), done, name);
+done:
+    mem_free(name);
+    H5Pclose(create);
+    H5Pclose(access);
+    return st;
+}
+
+enum status h5_open(hid_t *file, const char *path)
+{
+    enum status st = ST_OK;
+    hid_t access = H5I_INVALID_HID;
+    TRY_H5(st, access = H5Pcreate(H5P_FILE_ACCESS), done, path);
+    TRY_H5(st, H5Pset_fclose_degree(access, H5F_CLOSE_STRONG), done, path);
+#if H5_VERSION_GE(1, 12, 1) || (H5_VERS_MINOR == 10 && H5_VERS_RELEASE >= 7)
+    TRY_H5(st, H5Pset_file_locking(access, false, true), done, path);
+#endif
+    TRY_H5(st, *file = H5Fopen(path, H5F_ACC_RDONLY, access), done, path);
+done:
+    H5Pclose(access);
+    return st;
+}
+
+enum status h5_save(hid_t file, const char *path)
+{
+    enum status st = ST_OK;
+    char *image = NULL;
+    ssize_t bytes = 0, copied = 0;
+    TRY_H5_PLAIN(H5Fflush(file, H5F_SCOPE_GLOBAL), "flush");
+    TRY_H5_PLAIN(bytes = H5Fget_file_image(file, NULL, 0), "image");
+    TRY(mem_alloc_array((void **)&image, (size_t)bytes, 1));
+    TRY_H5(st, copied = H5Fget_file_image(file, image, (size_t)bytes), done, "image");
+    TRY_GOTO(st, replace_with(path, image, (size_t)copied), done);
+done:
+    mem_free(image);
+    return st;
+}
+
+static enum status text_type(hid_t *type)
+{
+    enum status st = ST_OK;
+    TRY_H5_PLAIN(*type = H5Tcopy(H5T_C_S1), "text type");
+    TRY_H5(st, H5Tset_size(*type, H5T_VARIABLE), failed, "text type");
+    TRY_H5(st, H5Tset_cset(*type, H5T_CSET_UTF8), failed, "text type");
+    return ST_OK;
+failed:
+    H5Tclose(*type);
+    *type = H5I_INVALID_HID;
+    return st;
+}
+
+enum status h5_attribute(hid_t object, const char *name, const char *text)
+{
+    enum status st = ST_OK;
+    hid_t type = H5I_INVALID_HID, space = H5I_INVALID_HID, attribute = H5I_INVALID_HID;
+    TRY_GOTO(st, text_type(&type), done);
+    TRY_H5(st, space = H5Screate(H5S_SCALAR), done, name);
+    TRY_H5(st, attribute = H5Acreate2(object, name, type, space, H5P_DEFAULT, H5P_DEFAULT), done,
+           name);
+    TRY_H5(st, H5Awrite(attribute, type, &text), done, name);
+done:
+    H5Aclose(attribute);
+    H5Sclose(space);
+    H5Tclose(type);
+    return st;
+}
+
+enum status h5_group(hid_t *group, hid_t parent, const char *name, const char *about)
+{
+    enum status st = ST_OK;
+    hid_t create = H5I_INVALID_HID;
+    *group = H5I_INVALID_HID;
+    TRY_H5(st, create = H5Pcreate(H5P_GROUP_CREATE), failed, name);
+    TRY_H5(st, H5Pset_obj_track_times(create, false), failed, name);
+    TRY_H5(st, *group = H5Gcreate2(parent, name, H5P_DEFAULT, create, H5P_DEFAULT), failed, name);
+    TRY_GOTO(st, h5_attribute(*group, "description", about), failed);
+    H5Pclose(create);
+    return ST_OK;
+failed:
+    H5Pclose(create);
+    H5Gclose(*group);
+    *group = H5I_INVALID_HID;
+    return st;
+}
+
+/* A dataset with its two attributes. rank 0: a scalar. chunk NULL: stored in one piece. */
+static enum status create_set(hid_t *set, hid_t parent, const char *name, hid_t type, int rank,
+                              const hsize_t *dims, const hsize_t *chunk, const char *unit,
+                              const char *about)
+{
+    enum status st = ST_OK;
+    hid_t space = H5I_INVALID_HID, create = H5I_INVALID_HID;
+    *set = H5I_INVALID_HID;
+    TRY_H5(st, space = rank ? H5Screate_simple(rank, dims, NULL) : H5Screate(H5S_SCALAR), done,
+           name);
+    TRY_H5(st, create = H5Pcreate(H5P_DATASET_CREATE), done, name);
+    TRY_H5(st, H5Pset_obj_track_times(create, false), done, name);
+    if (chunk) {
+        TRY_H5(st, H5Pset_chunk(create, rank, chunk), done, name);
+        if (H5Zfilter_avail(H5Z_FILTER_DEFLATE) > 0) {
+            TRY_H5(st, H5Pset_shuffle(create), done, name);
+            TRY_H5(st, H5Pset_deflate(create, DEFLATE_LEVEL), done, name);
+        }
+    }
+    TRY_H5(st, *set = H5Dcreate2(parent, name, type, space, H5P_DEFAULT, create, H5P_DEFAULT), done,
+           name);
+    TRY_GOTO(st, h5_attribute(*set, "description", about), done);
+    TRY_GOTO(st, h5_attribute(*set, "unit", unit), done);
+done:
+    if (st != ST_OK) {
+        H5Dclose(*set);
+        *set = H5I_INVALID_HID;
+    }
+    H5Pclose(create);
+    H5Sclose(space);
+    return st;
+}
+
+static enum status write_scalar(hid_t parent, const char *name, hid_t file_type, hid_t memory_type,
+                                const void *value, const char *unit, const char *about)
+{
+    enum status st = ST_OK;
+    hid_t set = H5I_INVALID_HID;
+    TRY(create_set(&set, parent, name, file_type, 0, NULL, NULL, unit, about));
+    TRY_H5(st, H5Dwrite(set, memory_type, H5S_ALL, H5S_ALL, H5P_DEFAULT, value), done, name);
+done:
+    H5Dclose(set);
+    return st;
+}
+
+enum status h5_scalar_f64(hid_t parent, const char *name, double value, const char *unit,
+                          const char *about)
+{
+    return write_scalar(parent, name, H5T_IEEE_F64LE, H5T_NATIVE_DOUBLE, &value, unit, about);
+}
+
+enum status h5_scalar_i64(hid_t parent, const char *name, int64_t value, const char *unit,
+                          const char *about)
+{
+    return write_scalar(parent, name, H5T_STD_I64LE, H5T_NATIVE_INT64, &value, unit, about);
+}
+
+enum status h5_scalar_text(hid_t parent, const char *name, const char *text, const char *about)
+{
+    hid_t type = H5I_INVALID_HID;
+    TRY(text_type(&type));
+    enum status st = write_scalar(parent, name, type, type, &text, "text", about);
+    H5Tclose(type);
+    return st;
+}
+
+/* ---- tables ---- */
+
+/* The column's type in memory, or on disk (little endian). The caller closes it. */
+static enum status column_type(hid_t *type, const struct h5_column *c, bool on_disk)
+{
+    hid_t kind = H5I_INVALID_HID;
+    switch (c->kind) {
+    case COL_I32:
+        kind = on_disk ? H5T_STD_I32LE : H5T_NATIVE_INT32;
+        break;
+    case COL_I64:
+        kind = on_disk ? H5T_STD_I64LE : H5T_NATIVE_INT64;
+        break;
+    case COL_U64:
+        kind = on_disk ? H5T_STD_U64LE : H5T_NATIVE_UINT64;
+        break;
+    case COL_F32:
+        kind = on_disk ? H5T_IEEE_F32LE : H5T_NATIVE_FLOAT;
+        break;
+    case COL_F64:
+        kind = on_disk ? H5T_IEEE_F64LE : H5T_NATIVE_DOUBLE;
+        break;
+    case COL_TEXT:
+        return text_type(type);
+    case COL_CHARS:
+        kind = H5T_C_S1;
+        break;
+    }
+    TRY_H5_PLAIN(*type = H5Tcopy(kind), c->name);
+    if (c->kind == COL_CHARS &&
+        (H5Tset_size(*type, c->bytes) < 0 || H5Tset_strpad(*type, H5T_STR_NULLPAD) < 0)) {
+        H5Tclose(*type);
+        return h5_raise(__FILE__, __LINE__, __func__, c->name);
+    }
+    return ST_OK;
+}
+
+/* The compound of all columns: as the row struct has them, or without gaps on disk. */
+static enum status row_type(hid_t *type, const struct h5_column *columns, int n_columns,
+                            size_t row_bytes, bool on_disk)
+{
+    enum status st = ST_OK;
+    hid_t column = H5I_INVALID_HID;
+    size_t at = 0;
+    TRY_H5_PLAIN(*type = H5Tcreate(H5T_COMPOUND, row_bytes), "table type");
+    for (int i = 0; i < n_columns; i++) {
+        TRY_GOTO(st, column_type(&column, &columns[i], on_disk), failed);
+        TRY_H5(st, H5Tinsert(*type, columns[i].name, on_disk ? at : columns[i].offset, column),
+               failed, columns[i].name);
+        at += H5Tget_size(column);
+        H5Tclose(column);
+        column = H5I_INVALID_HID;
+    }
+    if (on_disk) {
+        TRY_H5(st, H5Tset_size(*type, at), failed, "table type");
+    }
+    return ST_OK;
+failed:
+    H5Tclose(column);
+    H5Tclose(*type);
+    *type = H5I_INVALID_HID;
+    return st;
+}
+
+static enum status describe_columns(hid_t set, const struct h5_column *columns, int n_columns)
+{
+    char text[512];
+    for (int i = 0; i < n_columns; i++) {
+        const struct h5_column *c = &columns[i];
+        snprintf(text, sizeof text, "%s [%s]", c->about, c->unit);
+        TRY(h5_attribute(set, c->name, text));
+    }
+    return ST_OK;
+}
+
+enum status h5_table_begin(struct h5_table *t, hid_t parent, const char *name, const char *about,
+                           const struct h5_column *columns, int n_columns, size_t row_bytes,
+                           uint64_t n_rows)
+{
+    *t = (struct h5_table){.name = name,
+                           .set = H5I_INVALID_HID,
+                           .memory = H5I_INVALID_HID,
+                           .row_bytes = row_bytes,
+                           .n_rows = n_rows};
+    enum status st = ST_OK;
+    hid_t disk = H5I_INVALID_HID;
+    char units[2048] = "";
+    for (int i = 0; i < n_columns; i++) {
+        size_t used = strlen(units);
+        snprintf(units + used, sizeof units - used, "%s%s: %s", i ? "\n" : "", columns[i].name,
+                 columns[i].unit);
+    }
+    hsize_t dims = n_rows, chunk = CHUNK_BYTES / row_bytes;
+    t->n_buffer = (size_t)(n_rows < chunk ? n_rows : chunk);
+    TRY_GOTO(st, mem_alloc_array((void **)&t->rows, t->n_buffer, row_bytes), done);
+    TRY_GOTO(st, row_type(&t->memory, columns, n_columns, row_bytes, false), done);
+    TRY_GOTO(st, row_type(&disk, columns, n_columns, row_bytes, true), done);
+    TRY_GOTO(st,
+             create_set(&t->set, parent, name, disk, 1, &dims, n_rows > chunk ? &chunk : NULL,
+                        units, about),
+             done);
+    TRY_GOTO(st, describe_columns(t->set, columns, n_columns), done);
+done:
+    H5Tclose(disk);
+    if (st != ST_OK) {
+        h5_table_close(t);
+    }
+    return st;
+}
+
+static enum status flush_rows(struct h5_table *t)
+{
+    if (t->n_buffered == 0) {
+        return ST_OK;
+    }
+    enum status st = ST_OK;
+    hid_t here = H5I_INVALID_HID, there = H5I_INVALID_HID;
+    hsize_t first = t->n_written, n = t->n_buffered;
+    TRY_H5(st, here = H5Screate_simple(1, &n, NULL), done, t->name);
+    TRY_H5(st, there = H5Dget_space(t->set), done, t->name);
+    TRY_H5(st, H5Sselect_hyperslab(there, H5S_SELECT_SET, &first, NULL, &n, NULL), done, t->name);
+    TRY_H5(st, H5Dwrite(t->set, t->memory, here, there, H5P_DEFAULT, t->rows), done, t->name);
+    t->n_written += t->n_buffered;
+    t->n_buffered = 0;
+done:
+    H5Sclose(there);
+    H5Sclose(here);
+    return st;
+}
+
+enum status h5_table_put(struct h5_table *t, const void *row)
+{
+    INVARIANT(t->n_written + t->n_buffered < t->n_rows);
+    memcpy(t->rows + t->n_buffered * t->row_bytes, row, t->row_bytes);
+    t->n_buffered++;
+    if (t->n_buffered == t->n_buffer) {
+        TRY(flush_rows(t));
+    }
+    return ST_OK;
+}
+
+enum status h5_table_end(struct h5_table *t)
+{
+    TRY(flush_rows(t));
+    INVARIANT(t->n_written == t->n_rows);
+    return ST_OK;
+}
+
+void h5_table_close(struct h5_table *t)
+{
+    mem_free(t->rows);
+    H5Tclose(t->memory);
+    H5Dclose(t->set);
+    t->rows = NULL;
+    t->memory = t->set = H5I_INVALID_HID;
+}
+
+/* ---- arrays ---- */
+
+enum status h5_array_create(hid_t *set, hid_t parent, const char *name, hid_t type, int rank,
+                            const hsize_t *dims, const char *unit, const char *about)
+{
+    INVARIANT(rank >= 1 && rank <= RANK_MAX);
+    hsize_t chunk[RANK_MAX];
+    uint64_t row = H5Tget_size(type);
+    for (int i = 1; i < rank; i++) {
+        chunk[i] = dims[i];
+        row *= dims[i];
+    }
+    chunk[0] = row && row < CHUNK_BYTES ? CHUNK_BYTES / row : 1;
+    bool large = row > 0 && row <= UINT32_MAX / 2 && dims[0] > chunk[0];
+    return create_set(set, parent, name, type, rank, dims, large ? chunk : NULL, unit, about);
+}
+
+enum status h5_array_write(hid_t set, hid_t type, hsize_t first, hsize_t n, const void *data)
+{
+    enum status st = ST_OK;
+    hid_t here = H5I_INVALID_HID, there = H5I_INVALID_HID;
+    hsize_t dims[RANK_MAX] = {0}, start[RANK_MAX] = {first, 0, 0};
+    int rank = 0;
+    TRY_H5(st, there = H5Dget_space(set), done, "array");
+    TRY_H5(st, rank = H5Sget_simple_extent_dims(there, dims, NULL), done, "array");
+    dims[0] = n;
+    TRY_H5(st, H5Sselect_hyperslab(there, H5S_SELECT_SET, start, NULL, dims, NULL), done, "array");
+    TRY_H5(st, here = H5Screate_simple(rank, dims, NULL), done, "array");
+    TRY_H5(st, H5Dwrite(set, type, here, there, H5P_DEFAULT, data), done, "array");
+done:
+    H5Sclose(there);
+    H5Sclose(here);
+    return st;
+}

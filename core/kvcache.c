@@ -1,0 +1,123 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "core/kvcache.h"
+
+#include <string.h>
+
+#include "core/mem.h"
+
+enum status kvcache_create(struct kvcache *out, struct backend *be,
+                           const struct model_config *config, const struct model_shard *shard,
+                           int32_t n_slots, int32_t max_tok, int32_t n_spare, enum dtype dtype)
+{
+    enum status st = ST_OK;
+    *out = (struct kvcache){.be = be,
+                            .n_layers = config->n_layers,
+                            .n_slots = n_slots,
+                            .n_kv_local = shard->kv_end - shard->kv_begin,
+                            .n_rows = max_tok + n_spare,
+                            .head_dim = config->head_dim,
+                            .max_tok = max_tok,
+                            .dtype = dtype};
+    size_t one = dtype_bytes(dtype);
+    const int32_t factors[] = {n_slots, out->n_kv_local, out->n_rows, out->head_dim};
+    for (int i = 0; i < 4; i++) {
+        TRY(mem_mul(&one, one, (size_t)factors[i]));
+    }
+    TRY(mem_mul(&out->bytes, one, 2 * (size_t)config->n_layers));
+    TRY_GOTO(st, MEM_NEW(&out->layers, config->n_layers), fail);
+    TRY_GOTO(st, MEM_NEW(&out->n_filled, n_slots), fail);
+    st = backend_alloc(be, &out->block, out->bytes);
+    if (st != ST_OK) {
+        status_prefix(st, "KV cache of %.1f MB (%d slots of %d tokens); fewer decode.slots or a "
+                      "smaller decode.context need less: ", 1e-6 * (double)out->bytes, n_slots, max_tok);
+        goto fail;
+    }
+    for (int l = 0; l < config->n_layers; l++) {
+        char *k = (char *)out->block + 2 * (size_t)l * one;
+        out->layers[l].k = tensor_4d(k, dtype, n_slots, out->n_kv_local, out->n_rows, out->head_dim);
+        out->layers[l].v =
+            tensor_4d(k + one, dtype, n_slots, out->n_kv_local, out->n_rows, out->head_dim);
+    }
+    return ST_OK;
+fail:
+    kvcache_free(out);
+    return st;
+}
+
+void kvcache_free(struct kvcache *kv)
+{
+    if (kv->be) {
+        backend_release(kv->be, kv->block);
+    }
+    mem_free(kv->layers);
+    mem_free(kv->n_filled);
+    *kv = (struct kvcache){0};
+}
+
+/* One head's first n_tok rows as f32. */
+static enum status read_head(const struct kvcache *kv, const struct tensor *t, int32_t slot,
+                             int32_t head, int32_t n_tok, float *out)
+{
+    size_t row = (size_t)kv->head_dim * dtype_bytes(kv->dtype), n = (size_t)n_tok * (size_t)kv->head_dim;
+    size_t at = ((size_t)slot * (size_t)kv->n_kv_local + (size_t)head) * (size_t)kv->n_rows * row;
+    TRY(backend_download(kv->be, out, (const char *)t->data + at, (size_t)n_tok * row));
+    if (kv->dtype == DT_F16) { /* widen in place from the end */
+        for (size_t i = n; i-- > 0;) {
+            uint16_t h;
+            memcpy(&h, (const char *)out + 2 * i, sizeof h);
+            out[i] = f16_to_f32(h);
+        }
+    }
+    return ST_OK;
+}
+
+enum status kvcache_features(const struct kvcache *kv, struct collective *coll,
+                             const struct model_shard *shard, int32_t n_kv_heads, int32_t slot,
+                             int32_t n_tok, float *out, float *scratch)
+{
+    size_t n = (size_t)n_tok * (size_t)kv->head_dim;
+    size_t counts[1024];
+    int32_t first_own = shard->kv_begin;
+    if (coll->size > 1024) {
+        FAIL(ST_UNSUPPORTED, "KV features with more than 1024 tensor ranks");
+    }
+    /* A replicated head counts on the first rank that holds it: rank r's range begins where the
+     * ranks before it end. The ranges come from the same arithmetic on every rank. */
+    int64_t kv_range[2] = {shard->kv_begin, shard->kv_end}, all[2048];
+    struct tensor part = tensor_1d(kv_range, DT_I64, 2), whole = tensor_1d(all, DT_I64, 2 * coll->size);
+    for (int r = 0; r < coll->size; r++) {
+        counts[r] = 2;
+    }
+    TRY(collective_all_gather(coll, &whole, &part, counts));
+    int64_t seen = 0;
+    for (int r = 0; r < coll->size; r++) {
+        int64_t begin = all[2 * r] > seen ? all[2 * r] : seen, end = all[2 * r + 1];
+        counts[r] = end > begin ? (size_t)(end - begin) * n : 0;
+        if (r == coll->rank) {
+            first_own = (int32_t)begin;
+        }
+        seen = end > seen ? end : seen;
+    }
+    const struct kv_layer *last = &kv->layers[kv->n_layers - 1];
+    float *own = scratch, *heads = scratch + (size_t)kv->n_kv_local * n;
+    for (int which = 0; which < 2; which++) {
+        for (int32_t h = first_own; h < shard->kv_end; h++) {
+            TRY(read_head(kv, which ? &last->v : &last->k, slot, h - shard->kv_begin, n_tok,
+                          own + (size_t)(h - first_own) * n));
+        }
+        part = tensor_1d(own, DT_F32, (int32_t)counts[coll->rank]);
+        whole = tensor_1d(heads, DT_F32, (int32_t)((size_t)n_kv_heads * n));
+        TRY(collective_all_gather(coll, &whole, &part, counts));
+        float *mean = out + (size_t)which * n;
+        memset(mean, 0, n * sizeof *mean);
+        for (int32_t h = 0; h < n_kv_heads; h++) {
+            for (size_t i = 0; i < n; i++) {
+                mean[i] += heads[(size_t)h * n + i];
+            }
+        }
+        for (size_t i = 0; i < n; i++) {
+            mean[i] /= (float)n_kv_heads;
+        }
+    }
+    return ST_OK;
+}

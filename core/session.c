@@ -1,0 +1,464 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "core/session.h"
+
+#include <string.h>
+#include <time.h>
+
+#include "core/log.h"
+#include "core/mem.h"
+
+/* One slot's sequence. */
+struct sequence {
+    bool active;
+    const struct prompt *prompt; /* borrowed */
+    int32_t turn;
+    int32_t n_fed;        /* tokens of this turn's prefill already in the cache */
+    int32_t n_new;        /* tokens generated in this turn */
+    int32_t last;         /* the last of them, not yet in the cache */
+    bool carry;           /* this turn's prefill begins with the token left over from the last */
+    struct plan plan;     /* owned */
+    double started_s, turn_s, decode_s;
+    struct finished_record rec; /* its arrays are owned, sized for the largest prompt */
+};
+
+struct session {
+    struct decoder *dec;              /* borrowed */
+    struct collective *coll;          /* borrowed */
+    struct policy *policy;            /* borrowed */
+    const struct level_table *levels; /* borrowed */
+    const struct model_config *config; /* borrowed */
+    struct session_options opt;
+    struct sequence *seq;             /* (n_slots) owned */
+    struct pass_record *passes;       /* owned: passes not yet in any record */
+    int32_t n_passes, max_passes;
+    uint32_t next_pass;
+    int32_t *chunk;                   /* (prefill_chunk) owned */
+    struct decode_token *tokens;      /* (n_slots) owned */
+    struct token_result *results;     /* (n_slots) owned */
+    int32_t *message;                 /* (2 * plan capacity + 2) or (n_slots) owned: broadcasts */
+    bool observes;                    /* the policy looks at every step */
+};
+
+/* A record's capacities. */
+struct limits {
+    size_t turns, steps, switches, passes, features;
+};
+
+static enum status find_limits(struct limits *out, const struct session_options *o,
+                               int32_t head_dim)
+{
+    size_t chunks = (size_t)(o->max_tok / o->prefill_chunk) + 2, n = 0;
+    *out = (struct limits){.turns = (size_t)o->max_turns};
+    TRY(mem_mul(&out->steps, out->turns, (size_t)o->max_new_tokens));
+    out->switches = out->steps;
+    /* every pass moves some sequence on, so this many bring at least one to its end */
+    TRY(mem_mul(&n, out->turns, (size_t)o->max_new_tokens + chunks));
+    TRY(mem_mul(&out->passes, n, (size_t)o->n_slots));
+    if (o->kv_features) {
+        TRY(mem_mul(&out->features, 2 * (size_t)head_dim, (size_t)o->max_tok));
+    }
+    return ST_OK;
+}
+
+enum status session_max_record_bytes(size_t *out, const struct session_options *options,
+                                     int32_t head_dim)
+{
+    struct limits l;
+    TRY(find_limits(&l, options, head_dim));
+    struct finished_record r = {.n_turns = (int32_t)l.turns,
+                                .n_steps = (int32_t)l.steps,
+                                .n_switches = (int32_t)l.switches,
+                                .n_passes = (int32_t)l.passes};
+    if (l.steps > INT32_MAX || l.passes > INT32_MAX) {
+        FAIL(ST_SHAPE, "decode.max_new_tokens = %d with %d slots and %d turns makes records too large",
+             options->max_new_tokens, options->n_slots, options->max_turns);
+    }
+    if (options->kv_features) {
+        r.n_feature_tok = options->max_tok;
+        r.feature_dim = head_dim;
+    }
+    *out = trace_packed_bytes(&r);
+    return ST_OK;
+}
+
+static enum status sequence_create(struct sequence *q, const struct limits *l,
+                                   const struct session_options *o)
+{
+    TRY(plan_create(&q->plan, o->max_new_tokens));
+    TRY(MEM_NEW(&q->rec.turns, l->turns));
+    TRY(MEM_NEW(&q->rec.steps, l->steps));
+    TRY(MEM_NEW(&q->rec.switches, l->switches));
+    if (l->features) {
+        TRY(MEM_NEW(&q->rec.features, l->features));
+    }
+    return ST_OK;
+}
+
+enum status session_create(struct session **out, struct decoder *dec, struct collective *coll,
+                           struct policy *policy, const struct level_table *levels,
+                           const struct model_config *config,
+                           const struct session_options *options)
+{
+    enum status st = ST_OK;
+    struct session *s = NULL;
+    struct limits l;
+    TRY(find_limits(&l, options, config->head_dim));
+    TRY(mem_alloc_array((void **)&s, 1, sizeof *s));
+    *s = (struct session){.dec = dec, .coll = coll, .policy = policy, .levels = levels,
+                          .config = config, .opt = *options, .max_passes = (int32_t)l.passes,
+                          .observes = (policy->ops->needs & SIGNAL_LOGITS) != 0};
+    TRY_GOTO(st, MEM_NEW(&s->seq, options->n_slots), fail);
+    for (int32_t i = 0; i < options->n_slots; i++) {
+        TRY_GOTO(st, sequence_create(&s->seq[i], &l, options), fail);
+    }
+    TRY_GOTO(st, MEM_NEW(&s->passes, l.passes), fail);
+    TRY_GOTO(st, MEM_NEW(&s->chunk, options->prefill_chunk), fail);
+    TRY_GOTO(st, MEM_NEW(&s->tokens, options->n_slots), fail);
+    TRY_GOTO(st, MEM_NEW(&s->results, options->n_slots), fail);
+    TRY_GOTO(st, MEM_NEW(&s->message, 2 * options->max_new_tokens + 2 + options->n_slots), fail);
+    *out = s;
+    return ST_OK;
+fail:
+    session_destroy(&s);
+    return st;
+}
+
+void session_destroy(struct session **session)
+{
+    struct session *s = *session;
+    if (!s) {
+        return;
+    }
+    for (int32_t i = 0; s->seq && i < s->opt.n_slots; i++) {
+        struct finished_record *r = &s->seq[i].rec;
+        plan_free(&s->seq[i].plan);
+        mem_free(r->turns);
+        mem_free(r->steps);
+        mem_free(r->switches);
+        mem_free(r->features);
+    }
+    mem_free(s->seq);
+    mem_free(s->passes);
+    mem_free(s->chunk);
+    mem_free(s->tokens);
+    mem_free(s->results);
+    mem_free(s->message);
+    mem_free(s);
+    *session = NULL;
+}
+
+int32_t session_n_active(const struct session *s)
+{
+    int32_t n = 0;
+    for (int32_t i = 0; i < s->opt.n_slots; i++) {
+        n += s->seq[i].active;
+    }
+    return n;
+}
+
+int32_t session_n_free(const struct session *s)
+{
+    return s->opt.n_slots - session_n_active(s);
+}
+
+/* ---- what a sequence is doing ---- */
+
+/* Tokens of this turn's prefill; a later turn begins with the token its predecessor left over. */
+static int32_t turn_n_prefill(const struct sequence *q)
+{
+    return q->prompt->n_ids[q->turn] + (q->carry ? 1 : 0);
+}
+
+static bool is_prefilling(const struct sequence *q)
+{
+    return q->active && q->n_fed < turn_n_prefill(q);
+}
+
+static struct prompt_facts facts_of(const struct session *s, const struct sequence *q, int32_t slot)
+{
+    return (struct prompt_facts){.ordinal = q->rec.ordinal,
+                                 .turn = q->turn,
+                                 .task = q->prompt->task ? q->prompt->task : "",
+                                 .n_prompt_tok = turn_n_prefill(q),
+                                 .n_context_tok = decoder_n_filled(s->dec, slot) - q->n_fed,
+                                 .max_new_tokens = s->opt.max_new_tokens};
+}
+
+/* The first n ints of the message, from the first rank to all. A failure on the way ends the job. */
+static enum status broadcast_ints(struct session *s, int32_t n)
+{
+    struct tensor t = tensor_1d(s->message, DT_I32, n);
+    return collective_broadcast(s->coll, &t, 0);
+}
+
+static enum status begin_turn(struct session *s, struct sequence *q, int32_t slot)
+{
+    q->n_fed = 0;
+    q->n_new = 0;
+    q->turn_s = clock_s();
+    plan_clear(&q->plan);
+    if (s->coll->rank == 0) {
+        struct prompt_facts facts = facts_of(s, q, slot);
+        TRY(policy_begin(s->policy, &facts, &s->message[0]));
+        if (s->message[0] < 0 || s->message[0] >= s->levels->n) {
+            FAIL(ST_USER, "policy \"%s\" gave prefill level %d of %d", s->policy->ops->name,
+                 s->message[0], s->levels->n);
+        }
+    }
+    TRY(broadcast_ints(s, 1));
+    q->plan.prefill = s->message[0];
+    q->rec.turns[q->turn] = (struct turn_record){.prefill_level = q->plan.prefill,
+                                                 .n_prompt_tok = turn_n_prefill(q)};
+    return ST_OK;
+}
+
+static double unix_s(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_REALTIME, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+enum status session_start(struct session *s, const struct prompt *prompt, int64_t ordinal,
+                          const uint64_t key[2], int32_t attempt)
+{
+    int32_t slot = 0;
+    while (slot < s->opt.n_slots && s->seq[slot].active) {
+        slot++;
+    }
+    INVARIANT(slot < s->opt.n_slots && prompt->n_turns <= s->opt.max_turns);
+    struct sequence *q = &s->seq[slot];
+    struct finished_record *r = &q->rec;
+    decoder_clear_slot(s->dec, slot);
+    q->active = true;
+    q->prompt = prompt;
+    q->turn = 0;
+    q->carry = false;
+    q->started_s = clock_s();
+    r->ordinal = ordinal;
+    r->key[0] = key[0];
+    r->key[1] = key[1];
+    r->attempt = attempt;
+    r->epoch = s->opt.epoch;
+    r->replica = s->opt.replica;
+    r->started_unix_s = unix_s();
+    r->n_turns = prompt->n_turns;
+    r->n_steps = r->n_switches = r->n_passes = 0;
+    r->n_feature_tok = r->feature_dim = 0;
+    return begin_turn(s, q, slot);
+}
+
+static struct logit_want want_of(const struct session *s, const struct sequence *q, int32_t step)
+{
+    struct logit_want w = {.target = -1, .temperature = s->opt.temperature};
+    sampler_key(w.key, s->opt.seed, (uint64_t)q->rec.ordinal, (uint32_t)q->turn, (uint32_t)step);
+    return w;
+}
+
+static void keep_pass(struct session *s, struct pass_record *pass)
+{
+    INVARIANT(s->n_passes < s->max_passes);
+    pass->pass = s->next_pass++;
+    s->passes[s->n_passes++] = *pass;
+}
+
+/* ---- the end of turns and prompts ---- */
+
+static bool is_eos(const struct session *s, int32_t token)
+{
+    for (int32_t i = 0; i < s->config->n_eos; i++) {
+        if (s->config->eos[i] == token) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* The plan as it was carried out: one switch for every change of level. */
+static void record_realised(struct sequence *q)
+{
+    struct turn_record *t = &q->rec.turns[q->turn];
+    int32_t first = q->rec.n_steps - t->n_steps, before = -1;
+    for (int32_t i = 0; i < t->n_steps; i++) {
+        const struct step_record *step = &q->rec.steps[first + i];
+        if (step->level != before) {
+            q->rec.switches[q->rec.n_switches++] = (struct plan_switch){step->step, step->level};
+            t->n_switches++;
+            before = step->level;
+        }
+    }
+}
+
+static enum status finish_prompt(struct session *s, struct sequence *q)
+{
+    q->active = false;
+    q->rec.wall_s = clock_s() - q->started_s;
+    q->rec.passes = s->passes;
+    q->rec.n_passes = s->n_passes;
+    if (s->opt.on_finished) {
+        TRY(s->opt.on_finished(s->opt.ctx, &q->rec));
+    }
+    q->rec.passes = NULL;
+    s->n_passes = 0;
+    return ST_OK;
+}
+
+/* A token has come out: is the turn, or the prompt, over? */
+static enum status take_token(struct session *s, struct sequence *q, int32_t slot, int32_t token)
+{
+    struct turn_record *t = &q->rec.turns[q->turn];
+    q->last = token;
+    q->n_new++;
+    t->n_new_tok = q->n_new;
+    if (s->opt.on_token) {
+        s->opt.on_token(s->opt.ctx, slot, token);
+    }
+    bool eos = s->opt.stop_at_eos && is_eos(s, token);
+    if (!eos && q->n_new < s->opt.max_new_tokens) {
+        return ST_OK;
+    }
+    t->finish = eos ? FINISH_EOS : FINISH_LENGTH;
+    t->decode_s = (float)(clock_s() - q->decode_s);
+    record_realised(q);
+    if (q->turn + 1 < q->prompt->n_turns) {
+        q->turn++;
+        q->carry = true;
+        return begin_turn(s, q, slot);
+    }
+    return finish_prompt(s, q);
+}
+
+/* ---- passes ---- */
+
+/* The policy's plan, from the first rank to all. */
+static enum status make_plan(struct session *s, struct sequence *q, int32_t slot,
+                             const struct token_result *result)
+{
+    struct plan *plan = &q->plan;
+    if (s->coll->rank == 0) {
+        struct prompt_facts facts = facts_of(s, q, slot);
+        struct signals signals = {.step = -1, .level = plan->prefill, .token = result->token,
+                                  .logprob = result->logprob, .entropy = result->entropy,
+                                  .margin = result->margin};
+        TRY(policy_plan(s->policy, &facts, &signals, s->levels->n, plan));
+        s->message[0] = plan->n;
+    }
+    TRY(broadcast_ints(s, 1));
+    int32_t n = s->message[0];
+    INVARIANT(n > 0 && n <= plan->capacity);
+    for (int32_t i = 0; s->coll->rank == 0 && i < n; i++) {
+        s->message[2 * i] = plan->at[i].step;
+        s->message[2 * i + 1] = plan->at[i].level;
+    }
+    TRY(broadcast_ints(s, 2 * n));
+    for (int32_t i = 0; s->coll->rank != 0 && i < n; i++) {
+        TRY(plan_add(plan, s->message[2 * i], s->message[2 * i + 1]));
+    }
+    return ST_OK;
+}
+
+static enum status prefill_chunk(struct session *s, struct sequence *q, int32_t slot)
+{
+    int32_t total = turn_n_prefill(q), n = total - q->n_fed;
+    n = n < s->opt.prefill_chunk ? n : s->opt.prefill_chunk;
+    for (int32_t i = 0; i < n; i++) {
+        int32_t at = q->n_fed + i - (q->carry ? 1 : 0);
+        s->chunk[i] = at < 0 ? q->last : q->prompt->ids[q->turn][at];
+    }
+    bool last = q->n_fed + n == total;
+    struct logit_want want = want_of(s, q, 0);
+    struct token_result result = {0};
+    struct pass_record pass;
+    TRY(decoder_prefill(s->dec, slot, s->chunk, n, q->plan.prefill, &want, last ? 1 : 0, &result,
+                        &pass));
+    keep_pass(s, &pass);
+    q->n_fed += n;
+    if (!last) {
+        return ST_OK;
+    }
+    struct turn_record *t = &q->rec.turns[q->turn];
+    t->token0 = result.token;
+    t->logprob0 = result.logprob;
+    t->entropy0 = result.entropy;
+    t->margin0 = result.margin;
+    t->prefill_s = (float)(clock_s() - q->turn_s);
+    q->decode_s = clock_s();
+    if (s->opt.kv_features && q->turn == 0) {
+        TRY(decoder_features(s->dec, slot, total, q->rec.features));
+        q->rec.n_feature_tok = total;
+        q->rec.feature_dim = s->config->head_dim;
+    }
+    TRY(make_plan(s, q, slot, &result));
+    return take_token(s, q, slot, result.token);
+}
+
+/* Amendments take effect at the next step. */
+static enum status observe_steps(struct session *s, int32_t n)
+{
+    if (!s->observes) {
+        return ST_OK;
+    }
+    for (int32_t i = 0; s->coll->rank == 0 && i < n; i++) {
+        const struct token_result *r = &s->results[i];
+        const struct sequence *q = &s->seq[s->tokens[i].slot];
+        struct signals signals = {.step = q->n_new - 1, .level = s->tokens[i].level,
+                                  .token = r->token, .logprob = r->logprob,
+                                  .entropy = r->entropy, .margin = r->margin};
+        TRY(policy_observe(s->policy, &signals, s->levels->n, &s->message[i]));
+    }
+    TRY(broadcast_ints(s, n));
+    for (int32_t i = 0; i < n; i++) {
+        if (s->message[i] >= 0) {
+            struct sequence *q = &s->seq[s->tokens[i].slot];
+            TRY(plan_amend(&q->plan, q->n_new, s->message[i]));
+        }
+    }
+    return ST_OK;
+}
+
+static enum status decode_pass(struct session *s)
+{
+    int32_t n = 0;
+    for (int32_t slot = 0; slot < s->opt.n_slots; slot++) {
+        struct sequence *q = &s->seq[slot];
+        if (q->active) {
+            int32_t step = q->n_new - 1; /* it consumes generated token `step` */
+            s->tokens[n++] = (struct decode_token){.slot = slot,
+                                                   .id = q->last,
+                                                   .level = plan_level(&q->plan, step),
+                                                   .want = want_of(s, q, step + 1)};
+        }
+    }
+    struct pass_record pass;
+    TRY(decoder_step(s->dec, s->tokens, n, s->results, &pass));
+    keep_pass(s, &pass);
+    uint32_t number = s->next_pass - 1;
+    TRY(observe_steps(s, n));
+    for (int32_t i = 0; i < n; i++) {
+        struct sequence *q = &s->seq[s->tokens[i].slot];
+        const struct token_result *r = &s->results[i];
+        q->rec.steps[q->rec.n_steps++] = (struct step_record){.turn = q->turn,
+                                                              .step = q->n_new - 1,
+                                                              .level = s->tokens[i].level,
+                                                              .token = r->token,
+                                                              .logprob = r->logprob,
+                                                              .entropy = r->entropy,
+                                                              .margin = r->margin,
+                                                              .pass = number};
+        q->rec.turns[q->turn].n_steps++;
+        TRY(take_token(s, q, s->tokens[i].slot, r->token));
+    }
+    return ST_OK;
+}
+
+enum status session_advance(struct session *s)
+{
+    bool any = false;
+    for (int32_t slot = 0; slot < s->opt.n_slots; slot++) {
+        if (is_prefilling(&s->seq[slot])) {
+            return prefill_chunk(s, &s->seq[slot], slot);
+        }
+        any = any || s->seq[slot].active;
+    }
+    return any ? decode_pass(s) : ST_OK;
+}

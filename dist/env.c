@@ -1,0 +1,203 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "dist/env.h"
+
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "core/log.h"
+#include "core/mem.h"
+#include "dist/watchdog.h"
+
+enum { MESSAGE_BYTES = 2048, BROADCAST_PIECE = 1 << 30, INVARIANT_EXIT_CODE = 70 };
+
+enum status env_mpi_check(int rc, const char *call, const char *file, int line, const char *func)
+{
+    if (rc == MPI_SUCCESS) {
+        return ST_OK;
+    }
+    char text[MPI_MAX_ERROR_STRING + 1] = "unknown error";
+    int n = 0;
+    MPI_Error_string(rc, text, &n);
+    int name = (int)strcspn(call, "(");
+    return status_raise(ST_MPI, file, line, func, "%.*s failed: %s", name, call, text);
+}
+
+static void abort_hook(void)
+{
+    env_abort(INVARIANT_EXIT_CODE);
+}
+
+/* Tasks that srun started, when nothing in the environment would join them into one MPI job: 0 if
+ * we were not started by srun. Read before MPI_Init, which may add variables of its own. */
+static int srun_tasks(void)
+{
+    if (!getenv("SLURM_PROCID") || !getenv("SLURM_STEP_ID") || getenv("OMPI_COMM_WORLD_SIZE")) {
+        return 0; // not in a job step, or mpirun inside an allocation
+    }
+    const char *n = getenv("SLURM_STEP_NUM_TASKS");
+    n = n ? n : getenv("SLURM_NTASKS");
+    return n ? atoi(n) : 0;
+}
+
+static enum status refuse_singletons(struct env *env, int n_tasks)
+{
+    // N copies would say this N times: the caller prints on rank 0 only
+    env->rank = atoi(getenv("SLURM_PROCID"));
+    log_set_rank(env->rank);
+    FAIL(ST_USER, "srun started %d tasks, but MPI sees each as a job of one rank: use "
+         "`srun --mpi=pmix` or, inside the allocation, `mpirun -n %d`", n_tasks, n_tasks);
+}
+
+enum status env_start(struct env *env, int *argc, char ***argv)
+{
+    *env = (struct env){.world = MPI_COMM_NULL, .lease_comm = MPI_COMM_NULL,
+                        .replica_comm = MPI_COMM_NULL, .size = 1};
+    int n_tasks = srun_tasks();
+    // some MPI libraries end the process inside MPI_Init in this case, with less helpful words
+    if (n_tasks > 1 && !getenv("PMIX_RANK") && !getenv("PMI_RANK") && !getenv("PMI_FD")) {
+        return refuse_singletons(env, n_tasks);
+    }
+    int initialised = 0, level = 0;
+    TRY_MPI(MPI_Initialized(&initialised));
+    if (initialised) {
+        TRY_MPI(MPI_Query_thread(&level));
+    } else {
+        TRY_MPI(MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &level));
+        env->started = true;
+    }
+    TRY_MPI(MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN));
+    TRY_MPI(MPI_Comm_dup(MPI_COMM_WORLD, &env->world));
+    TRY_MPI(MPI_Comm_dup(MPI_COMM_WORLD, &env->lease_comm));
+    TRY_MPI(MPI_Comm_set_errhandler(env->world, MPI_ERRORS_RETURN));
+    TRY_MPI(MPI_Comm_set_errhandler(env->lease_comm, MPI_ERRORS_RETURN));
+    TRY_MPI(MPI_Comm_rank(env->world, &env->rank));
+    TRY_MPI(MPI_Comm_size(env->world, &env->size));
+    log_set_rank(env->rank);
+    status_set_abort(abort_hook);
+    if (level < MPI_THREAD_FUNNELED) {
+        FAIL(ST_MPI, "this MPI library grants thread level %d, MPI_THREAD_FUNNELED (%d) is "
+             "needed: use one that was built with threads", level, MPI_THREAD_FUNNELED);
+    }
+    if (n_tasks > 1 && env->size == 1) {
+        return refuse_singletons(env, n_tasks);
+    }
+    return ST_OK;
+}
+
+enum status env_grid(struct env *env, int tensor_ranks)
+{
+    if (tensor_ranks < 1) {
+        FAIL(ST_USER, "parallel.tensor_ranks = %d: expected 1 or more", tensor_ranks);
+    }
+    if (env->size % tensor_ranks != 0) {
+        int below = env->size / tensor_ranks * tensor_ranks;
+        if (below > 0) {
+            FAIL(ST_USER, "mpirun -n %d with parallel.tensor_ranks = %d: use %d or %d ranks",
+                 env->size, tensor_ranks, below, below + tensor_ranks);
+        }
+        FAIL(ST_USER, "mpirun -n %d with parallel.tensor_ranks = %d: use %d ranks or a multiple "
+             "of it", env->size, tensor_ranks, tensor_ranks);
+    }
+    if (env->replica_comm != MPI_COMM_NULL) {
+        TRY_MPI(MPI_Comm_free(&env->replica_comm));
+    }
+    env->n_replicas = env->size / tensor_ranks;
+    env->replica = env->rank / tensor_ranks;
+    TRY_MPI(MPI_Comm_split(env->world, env->replica, env->rank, &env->replica_comm));
+    TRY_MPI(MPI_Comm_set_errhandler(env->replica_comm, MPI_ERRORS_RETURN));
+    TRY_MPI(MPI_Comm_rank(env->replica_comm, &env->tensor_rank));
+    TRY_MPI(MPI_Comm_size(env->replica_comm, &env->tensor_size));
+    return ST_OK;
+}
+
+enum status env_agree(struct env *env, enum status st)
+{
+    int mine = st == ST_OK ? env->size : env->rank, first = 0;
+    TRY_MPI(MPI_Allreduce(&mine, &first, 1, MPI_INT, MPI_MIN, env->world));
+    if (first == env->size) {
+        return ST_OK;
+    }
+    struct {
+        int32_t st;
+        char text[MESSAGE_BYTES];
+    } news = {.st = (int32_t)st};
+    if (env->rank == first) {
+        snprintf(news.text, sizeof news.text, "%s", status_message());
+    }
+    TRY_MPI(MPI_Bcast(&news, (int)sizeof news, MPI_BYTE, first, env->world));
+    if (st != ST_OK) {
+        return status_trace(st, __FILE__, __LINE__, __func__);
+    }
+    news.text[sizeof news.text - 1] = '\0';
+    FAIL((enum status)news.st, "rank %d: %s", first, news.text);
+}
+
+enum status env_broadcast_text(struct env *env, char **text)
+{
+    uint64_t bytes = env->rank == 0 ? (uint64_t)strlen(*text) : 0;
+    TRY_MPI(MPI_Bcast(&bytes, 1, MPI_UINT64_T, 0, env->world));
+    char *copy = NULL;
+    enum status st = ST_OK;
+    if (env->rank != 0) {
+        size_t room = 0;
+        st = mem_add(&room, (size_t)bytes, 1);
+        if (st == ST_OK) {
+            st = MEM_NEW(&copy, room);
+        }
+    }
+    st = env_agree(env, st); // a rank without memory must not leave the others in the broadcast
+    if (st != ST_OK) {
+        mem_free(copy);
+        return status_trace(st, __FILE__, __LINE__, __func__);
+    }
+    char *at = env->rank == 0 ? *text : copy;
+    for (uint64_t done = 0; done < bytes; done += BROADCAST_PIECE) {
+        uint64_t left = bytes - done;
+        int n = left < BROADCAST_PIECE ? (int)left : BROADCAST_PIECE;
+        int rc = MPI_Bcast(at + done, n, MPI_CHAR, 0, env->world);
+        if (rc != MPI_SUCCESS) {
+            mem_free(copy);
+            TRY_MPI(rc);
+        }
+    }
+    if (env->rank != 0) {
+        *text = copy;
+    }
+    return ST_OK;
+}
+
+void env_abort(int code)
+{
+    fflush(NULL);
+    int initialised = 0, finalised = 0;
+    MPI_Initialized(&initialised);
+    MPI_Finalized(&finalised);
+    if (initialised && !finalised) {
+        MPI_Abort(MPI_COMM_WORLD, code);
+    }
+    _exit(code);
+}
+
+void env_end(struct env *env)
+{
+    watchdog_stop();
+    int initialised = 0, finalised = 0;
+    MPI_Initialized(&initialised);
+    MPI_Finalized(&finalised);
+    if (initialised && !finalised) {
+        MPI_Comm *comms[] = {&env->replica_comm, &env->lease_comm, &env->world};
+        for (int i = 0; i < 3; i++) {
+            if (*comms[i] != MPI_COMM_NULL) {
+                MPI_Comm_free(comms[i]);
+            }
+        }
+        status_set_abort(NULL);
+        if (env->started) {
+            MPI_Finalize();
+        }
+    }
+    env->started = false;
+}

@@ -1,0 +1,64 @@
+/* The MPI environment of the program: start, end, the grid of replicas x tensor ranks, and
+ * agreement, so that one rank never leaves alone.
+ * SPDX-License-Identifier: Apache-2.0
+ */
+#ifndef PMPD_DIST_ENV_H
+#define PMPD_DIST_ENV_H
+
+#include <mpi.h>
+#include <stdbool.h>
+
+#include "core/collective.h"
+#include "core/status.h"
+
+/* An MPI return code turned into ST_MPI with MPI's own text (ST_OK for MPI_SUCCESS). */
+MUST_CHECK
+enum status env_mpi_check(int rc, const char *call, const char *file, int line, const char *func);
+#define TRY_MPI(call)                                                                              \
+    do {                                                                                           \
+        int rc_ = (call);                                                                          \
+        if (rc_ != MPI_SUCCESS) {                                                                  \
+            return env_mpi_check(rc_, #call, __FILE__, __LINE__, __func__);                        \
+        }                                                                                          \
+    } while (0)
+
+struct env {
+    MPI_Comm world;      /* our own copy of MPI_COMM_WORLD, errors return */
+    MPI_Comm lease_comm; /* another one, for the messages of dist/lease.h */
+    int rank, size;
+    /* after env_grid: */
+    MPI_Comm replica_comm;
+    int replica, n_replicas, tensor_rank, tensor_size;
+    bool started; /* MPI was initialised by env_start */
+};
+
+/* MPI_Init_thread(FUNNELED), own communicator, errors return. Sets the log's rank and the abort
+ * hook (MPI_Abort). Errors: ST_MPI; ST_USER when SLURM_NTASKS (with SLURM_PROCID set: we were
+ * started by srun) says more than one task and MPI says one: srun started N singletons; names the
+ * fix (srun --mpi=pmix, or mpirun); env->rank is then SLURM_PROCID, so that one of them prints.
+ * mpirun inside an allocation is not refused. Works without mpirun as one rank. env_end is allowed
+ * after a failure. */
+MUST_CHECK enum status env_start(struct env *env, int *argc, char ***argv);
+/* Collective over the world. Cuts it into replicas of tensor_ranks consecutive ranks.
+ * Errors: ST_USER: the number of ranks is no multiple ("mpirun -n 3 with parallel.tensor_ranks = 2:
+ * use 2 or 4 ranks"). */
+MUST_CHECK enum status env_grid(struct env *env, int tensor_ranks);
+/* Collective over the world: every rank gets ST_OK, or every rank fails. A rank that succeeded where
+ * another failed gets the first failing rank's status, its message prefixed with "rank N: ". */
+MUST_CHECK enum status env_agree(struct env *env, enum status st);
+/* Collective: bytes of text from rank 0 to all; *text is allocated (mem_free) on the other ranks. */
+MUST_CHECK enum status env_broadcast_text(struct env *env, char **text);
+/* Ends the job from one rank. Never returns. */
+void env_abort(int code) __attribute__((noreturn));
+/* Stops the watchdog; MPI_Finalize once. Call it on the single exit path of main; not after a
+ * failure in the token loop (use env_abort). */
+void env_end(struct env *env);
+
+/* The collective of this rank's replica: MPI, or the local one for a single rank. Sums are added in
+ * rank order from gathered parts, whatever the message size. timeout_s (> 0) arms the watchdog.
+ * max_bytes_hint (the same on every rank) sizes the only buffer; longer sums go through it in
+ * pieces. Not collective itself; env must outlive it. */
+MUST_CHECK enum status coll_mpi_open(struct collective *out, struct env *env, double timeout_s,
+                                     size_t max_bytes_hint);
+
+#endif

@@ -1,0 +1,71 @@
+/* Leases: rank 0 hands prompts to replicas, takes back finished records, appends them to the
+ * journal (fdatasync), and only then counts the lease done. The owner is a compute rank too: it is
+ * polled once per pass and per prefill chunk (lease_owner_poll). The first rank of a replica is a
+ * client; a replica's other ranks learn of leases from it.
+ * Messages are of fixed maximum size; nothing is allocated after creation. The owner holds a record
+ * buffer for every other replica.
+ * SPDX-License-Identifier: Apache-2.0
+ */
+#ifndef PMPD_DIST_LEASE_H
+#define PMPD_DIST_LEASE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "core/status.h"
+#include "core/trace.h"
+#include "dist/env.h"
+#include "dist/journal.h"
+
+/* A prompt to be done. */
+struct lease_item {
+    int64_t ordinal;
+    uint64_t key[2];
+    int32_t attempt; /* of the coming start, from 1 */
+    int32_t cost;    /* tokens; longer prompts are handed out first */
+};
+
+struct lease_owner;
+struct lease_client;
+
+/* Called on the owner after a record is durable: for progress. */
+typedef void lease_done_fn(void *ctx, int64_t n_done, int64_t n_total);
+
+/* On rank 0. items (n) are copied and ordered: largest cost first, then lowest ordinal.
+ * max_record_bytes bounds a packed finished record; the same on every rank. journal and env are
+ * borrowed. Errors: ST_SHAPE (an ordinal twice; records too large to send), ST_NOMEM. */
+MUST_CHECK enum status lease_owner_create(struct lease_owner **out, struct env *env,
+                                          struct journal *journal, const struct lease_item *items,
+                                          int64_t n, int32_t epoch, size_t max_record_bytes,
+                                          lease_done_fn *done, void *ctx);
+void lease_owner_destroy(struct lease_owner **owner);
+/* Serves all waiting messages; never blocks. Errors: ST_IO (journal), ST_MPI, ST_FORMAT (a record
+ * of a prompt that its replica does not hold, or an unknown message: a defect). */
+MUST_CHECK enum status lease_owner_poll(struct lease_owner *owner);
+/* Serves until every item is done and every other replica has been told that nothing is left. Rank
+ * 0's own client must have finished what it held: nobody else could. */
+MUST_CHECK enum status lease_owner_serve(struct lease_owner *owner);
+
+/* On the first rank of each replica. owner: on rank 0 its own owner (calls are direct), else NULL. */
+MUST_CHECK enum status lease_client_create(struct lease_client **out, struct env *env,
+                                           struct lease_owner *owner, size_t max_record_bytes,
+                                           double timeout_s);
+void lease_client_destroy(struct lease_client **client);
+
+enum lease_state { LEASE_WAIT, LEASE_GRANTED, LEASE_NONE_LEFT };
+/* Asks for one prompt (if no request is under way) and looks whether an answer has come. Never
+ * blocks. LEASE_GRANTED: *item is the prompt, whose start is journalled. LEASE_NONE_LEFT is final. */
+MUST_CHECK enum status lease_client_poll(struct lease_client *client, enum lease_state *state,
+                                         struct lease_item *item);
+/* Hands a finished record over (packed: it may change at once). Does not wait for the owner unless
+ * the record before it is still under way. Errors: ST_SHAPE (larger than max_record_bytes), ST_MPI;
+ * on rank 0 also those of lease_owner_poll. */
+MUST_CHECK enum status lease_client_finish(struct lease_client *client,
+                                           const struct finished_record *record);
+/* Moves a record that is under way; never blocks. lease_client_poll does this too: to be called once
+ * per pass by a replica that has no free slot and so does not poll. */
+MUST_CHECK enum status lease_client_progress(struct lease_client *client);
+/* Waits until everything handed over has arrived. */
+MUST_CHECK enum status lease_client_flush(struct lease_client *client);
+
+#endif

@@ -1,0 +1,137 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#define _GNU_SOURCE
+#include "experiments/engine.h"
+
+#include <sched.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "core/log.h"
+#include "dist/shard.h"
+#include "kernels/kernels.h"
+
+/* Threads of this rank when the settings leave it open: OMP_NUM_THREADS where it is set (0: OpenMP
+ * decides), else the CPUs this rank may use, shared among the ranks of the node that see the same
+ * CPUs because nothing bound them. */
+static enum status default_threads(struct env *env, int *n_threads)
+{
+    MPI_Comm node;
+    int n_local = 1;
+    TRY_MPI(MPI_Comm_split_type(env->world, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &node));
+    TRY_MPI(MPI_Comm_size(node, &n_local));
+    TRY_MPI(MPI_Comm_free(&node));
+    *n_threads = 0;
+    if (getenv("OMP_NUM_THREADS")) {
+        return ST_OK;
+    }
+    cpu_set_t mask;
+    long n_online = sysconf(_SC_NPROCESSORS_ONLN);
+    int n_mine = (int)n_online;
+    if (sched_getaffinity(0, sizeof mask, &mask) == 0) {
+        n_mine = CPU_COUNT(&mask);
+    }
+    bool unbound = n_mine >= n_online;
+    *n_threads = unbound ? n_mine / n_local : n_mine;
+    *n_threads = *n_threads < 1 ? 1 : *n_threads;
+    if (unbound && n_local > n_mine && env->rank == 0) {
+        log_warn("%d ranks share %d CPUs of this node: they take turns, so expect low speed", n_local,
+                 n_mine);
+    }
+    return ST_OK;
+}
+
+static enum status open_model(struct engine *e, const struct settings *s)
+{
+    if (s->model.path[0] == '\0') {
+        FAIL(ST_USER, "model.path is empty; expected the folder of a model");
+    }
+    TRY(model_source_open(&e->source, s->model.path));
+    const struct model_config *c = &e->source.config;
+    level_table_init(&e->levels, c, e->source.held, e->source.head_held, e->source.dense_bits,
+                     e->source.head_dense_bits);
+    struct shard_options so = {.size = s->parallel.tensor_ranks,
+                               .reproducible = s->parallel.reproducible,
+                               .segments = s->parallel.segments};
+    TRY(shard_model(&e->shard, c, c->nested ? c->group_cols : 1, &so, e->env->tensor_rank));
+    e->context = s->decode.context ? s->decode.context : c->context;
+    if (e->context > c->context) {
+        FAIL(ST_USER, "decode.context = %d, but %s has a context of %d tokens", e->context,
+             s->model.path, c->context);
+    }
+    return ST_OK;
+}
+
+static enum status open_backend(struct engine *e, const struct settings *s, int n_threads)
+{
+    struct backend_options bo = {.n_threads = s->backend.threads ? s->backend.threads : n_threads,
+                                 .device = -1};
+    kernels_register_all();
+    TRY(backend_open(&e->be, s->backend.name, &bo));
+    bool cpu = strcmp(s->backend.name, "cuda") != 0;
+    if (strcmp(s->kv.format, "auto") == 0) {
+        e->kv_dtype = cpu && !e->source.config.nested ? DT_F32 : DT_F16;
+    } else {
+        e->kv_dtype = strcmp(s->kv.format, "f32") == 0 ? DT_F32 : DT_F16;
+    }
+    return ST_OK;
+}
+
+enum status engine_open(struct engine *e, struct env *env, const struct settings *settings)
+{
+    int n_threads = 0;
+    *e = (struct engine){.env = env};
+    TRY(env_grid(env, settings->parallel.tensor_ranks));
+    TRY(default_threads(env, &n_threads));
+    enum status st = open_model(e, settings);
+    st = st ? st : open_backend(e, settings, n_threads);
+    TRY(env_agree(env, st));
+    size_t hint = (size_t)settings->decode.prefill_chunk * (size_t)e->source.config.hidden *
+                  sizeof(float);
+    return env_agree(env, coll_mpi_open(&e->coll, env, settings->parallel.timeout_s, hint));
+}
+
+/* Planes that some level of the run reads; 0: all (a dense model has none). */
+static int planes_needed(const struct level_table *levels)
+{
+    int most = 0;
+    for (int i = 0; i < levels->n; i++) {
+        int b = levels->level[i].max_bits;
+        most = levels->held && b > most ? b : most;
+    }
+    return most;
+}
+
+enum status engine_load(struct engine *e, const struct settings *settings, bool policy_adds_tokens)
+{
+    enum status st = weights_load(&e->weights, &e->be, &e->source, &e->shard,
+                                  planes_needed(&e->levels));
+    if (st == ST_OK) {
+        struct decoder_options o = {.n_slots = settings->decode.slots,
+                                    .max_tok = e->context,
+                                    .prefill_chunk = settings->decode.prefill_chunk,
+                                    .kv_dtype = e->kv_dtype,
+                                    .adds_tokens = policy_adds_tokens};
+        st = decoder_create(&e->dec, &e->be, &e->coll, &e->weights, &e->levels, &o);
+    }
+    return env_agree(e->env, st);
+}
+
+void engine_close(struct engine *e)
+{
+    decoder_destroy(&e->dec);
+    weights_free(&e->weights);
+    level_table_release(&e->levels);
+    model_source_close(&e->source);
+    collective_close(&e->coll);
+    backend_close(&e->be);
+}
+
+enum status engine_loop_end(struct env *env, enum status st)
+{
+    if (st != ST_OK && env->size > 1) {
+        log_error("%s\n%s", status_message(), status_traceback());
+        env_abort(1);
+    }
+    return st;
+}

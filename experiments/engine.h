@@ -1,0 +1,41 @@
+/* Wiring: settings -> grid -> backend -> weights -> decoder, for one replica. Two phases, since the
+ * levels that a run uses must be known before weights are loaded: engine_open, then whoever knows
+ * adds levels, then engine_load.
+ * SPDX-License-Identifier: Apache-2.0
+ */
+#ifndef PMPD_EXPERIMENTS_ENGINE_H
+#define PMPD_EXPERIMENTS_ENGINE_H
+
+#include "core/decoder.h"
+#include "core/level.h"
+#include "core/settings.h"
+#include "core/weights.h"
+#include "dist/env.h"
+
+struct engine {
+    struct env *env;            /* borrowed */
+    struct backend be;
+    struct collective coll;
+    struct model_source source;
+    struct model_shard shard;
+    struct level_table levels;
+    struct weights weights;
+    struct decoder *dec;
+    enum dtype kv_dtype;
+    int32_t context;            /* tokens of a slot */
+};
+
+/* Reads the model's description, cuts the world into replicas of settings->parallel.tensor_ranks
+ * and opens the backend. Collective over the world; all ranks succeed or fail together. */
+MUST_CHECK enum status engine_open(struct engine *e, struct env *env,
+                                   const struct settings *settings);
+/* Loads what the levels need and makes the decoder. Collective over the world. */
+MUST_CHECK enum status engine_load(struct engine *e, const struct settings *settings,
+                                   bool policy_adds_tokens);
+void engine_close(struct engine *e);
+
+/* After the token loop, where ranks can no longer agree: with more than one rank a failure is
+ * printed here and ends the job (never returns); otherwise st comes back. */
+MUST_CHECK enum status engine_loop_end(struct env *env, enum status st);
+
+#endif

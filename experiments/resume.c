@@ -1,0 +1,117 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "experiments/resume.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <xxhash.h>
+
+#include "core/mem.h"
+
+void resume_key(uint64_t key[2], const struct prompt *prompt, int64_t ordinal,
+                const char *model_digest, const struct settings *s, const struct engine *e,
+                bool policy_adds_tokens)
+{
+    char text[4 * SETTINGS_TEXT_BYTES + 2048];
+    bool one = s->decode.slots == 1 && !policy_adds_tokens;
+    int n = snprintf(
+        text, sizeof text,
+        "format %d\nmodel %s\nordinal %lld\nnew %d\ntemperature %.17g\nseed %lld\neos %d\n"
+        "policy %s\nprefill %s\nlevel %s\nswitches %s\nalternate %s\ndial %.17g\n"
+        "backend %s %s\nproduct %s\nchunk %d\nkv %s\nfeatures %d\n%s %d\n",
+        RESUME_FORMAT_VERSION, model_digest, (long long)ordinal, s->decode.max_new_tokens,
+        s->decode.temperature, (long long)s->decode.seed, s->decode.stop_at_eos, s->policy.name,
+        s->policy.prefill, s->policy.level, s->policy.switches, s->policy.alternate, s->policy.dial,
+        e->be.ops->name, e->be.ops->arithmetic(&e->be), one ? "one" : "slots",
+        s->decode.prefill_chunk, dtype_name(e->kv_dtype), s->output.kv_features,
+        s->parallel.reproducible ? "segments" : "tensor_ranks",
+        s->parallel.reproducible ? s->parallel.segments : s->parallel.tensor_ranks);
+    INVARIANT(n > 0 && (size_t)n < sizeof text);
+    XXH3_state_t *state = XXH3_createState();
+    INVARIANT(state != NULL);
+    XXH3_128bits_reset(state);
+    XXH3_128bits_update(state, text, (size_t)n);
+    for (int32_t t = 0; t < prompt->n_turns; t++) {
+        XXH3_128bits_update(state, &prompt->n_ids[t], sizeof prompt->n_ids[t]);
+        XXH3_128bits_update(state, prompt->ids[t], (size_t)prompt->n_ids[t] * sizeof(int32_t));
+    }
+    XXH128_hash_t h = XXH3_128bits_digest(state);
+    XXH3_freeState(state);
+    key[0] = h.low64;
+    key[1] = h.high64;
+}
+
+enum status resume_create(struct resume_state *out, int64_t n, bool keep_records)
+{
+    *out = (struct resume_state){.n = n, .keep_records = keep_records};
+    return MEM_NEW(&out->prompts, n);
+}
+
+void resume_free(struct resume_state *r)
+{
+    for (int64_t i = 0; r->prompts && i < r->n; i++) {
+        trace_free(&r->prompts[i].record);
+    }
+    mem_free(r->prompts);
+    *r = (struct resume_state){0};
+}
+
+/* The prompt that a record is about, or NULL when its settings were others. */
+static struct resume_prompt *find(struct resume_state *r, int64_t ordinal, const uint64_t key[2])
+{
+    if (ordinal < 0 || ordinal >= r->n) {
+        return NULL;
+    }
+    struct resume_prompt *p = &r->prompts[ordinal];
+    return p->key[0] == key[0] && p->key[1] == key[1] ? p : NULL;
+}
+
+static enum status visit_finished(struct resume_state *r, const void *payload, size_t bytes)
+{
+    struct finished_record record;
+    TRY(trace_unpack(&record, payload, bytes));
+    struct resume_prompt *p = find(r, record.ordinal, record.key);
+    r->n_other += p == NULL;
+    if (!p || p->finished) {
+        trace_free(&record);
+        return ST_OK;
+    }
+    p->finished = true;
+    r->n_finished++;
+    if (r->keep_records) {
+        p->record = record;
+    } else {
+        trace_free(&record);
+    }
+    return ST_OK;
+}
+
+enum status resume_visit(void *ctx, uint32_t kind, const void *payload, size_t bytes)
+{
+    struct resume_state *r = ctx;
+    if (kind == JOURNAL_RUN) {
+        struct journal_run run;
+        TRY(journal_unpack_run(&run, payload, bytes));
+        r->n_epochs++;
+    } else if (kind == JOURNAL_START) {
+        struct journal_start start;
+        TRY(journal_unpack_start(&start, payload, bytes));
+        struct resume_prompt *p = find(r, start.ordinal, start.key);
+        if (p) {
+            p->attempts++;
+        }
+    } else if (kind == JOURNAL_FINISHED) {
+        TRY(visit_finished(r, payload, bytes));
+    } else if (kind == JOURNAL_FAILED) {
+        struct journal_failed failed;
+        TRY(journal_unpack_failed(&failed, payload, bytes));
+        struct resume_prompt *p = find(r, failed.ordinal, failed.key);
+        if (p && !p->failed && !p->finished) {
+            p->failed = true;
+            r->n_failed++;
+            p->failure = (struct failed_prompt){.ordinal = failed.ordinal,
+                                                .attempts = failed.attempts};
+            memcpy(p->failure.reason, failed.reason, sizeof p->failure.reason);
+        }
+    }
+    return ST_OK;
+}

@@ -1,0 +1,47 @@
+/* Which prompts of a run are done: the resume key of each prompt, and the journal read against it.
+ * SPDX-License-Identifier: Apache-2.0
+ */
+#ifndef PMPD_EXPERIMENTS_RESUME_H
+#define PMPD_EXPERIMENTS_RESUME_H
+
+#include "core/prompts.h"
+#include "core/runfile.h"
+#include "core/settings.h"
+#include "dist/journal.h"
+#include "dist/lease.h"
+#include "experiments/engine.h"
+
+/* Version of everything that decides which tokens come out; part of every key. */
+enum { RESUME_FORMAT_VERSION = 1 };
+
+/* The key of one prompt: XXH3-128 of the model's digest, the plan-relevant and generation settings,
+ * the prompt's tokens and ordinal, and the arithmetic class (backend, instruction set, product,
+ * prefill chunk, KV format, and either the segments (reproducible) or the number of tensor ranks).
+ * Never the number of replicas or threads. */
+void resume_key(uint64_t key[2], const struct prompt *prompt, int64_t ordinal,
+                const char *model_digest, const struct settings *settings, const struct engine *e,
+                bool policy_adds_tokens);
+
+/* What the journal says about the prompts of this run. */
+struct resume_state {
+    struct resume_prompt {
+        uint64_t key[2];
+        int32_t attempts;  /* starts with this key */
+        bool finished;
+        bool failed;
+        struct finished_record record; /* owned, when finished and kept */
+        struct failed_prompt failure;
+    } *prompts;            /* (n) owned, by ordinal */
+    int64_t n;
+    int32_t n_epochs;      /* starts of the program on this directory */
+    int64_t n_finished, n_failed;
+    int64_t n_other;       /* finished records with keys of other settings: kept, not used */
+    bool keep_records;     /* unpack and keep finished records (for the run file) */
+};
+
+MUST_CHECK enum status resume_create(struct resume_state *out, int64_t n, bool keep_records);
+void resume_free(struct resume_state *r);
+/* A journal_visit_fn; ctx is a struct resume_state whose keys are filled. */
+enum status resume_visit(void *ctx, uint32_t kind, const void *payload, size_t bytes);
+
+#endif

@@ -1,0 +1,83 @@
+/* The cpu backend's state, its slots that have files of their own, and the inner loops that exist
+ * once per instruction set. Private to cpu*.c.
+ *
+ * Data flow: cpu_nested.c and cpu_dense.c spread rows of a product over threads, cpu_attention.c
+ * heads of tokens; all call inner loops through struct cpu_isa. An inner loop sees one row and its
+ * inputs only, with a fixed number of lanes and a fixed order of reduction: that is what makes a
+ * result independent of threads, of the other tokens and of the other rows.
+ * SPDX-License-Identifier: Apache-2.0
+ */
+#ifndef PMPD_KERNELS_CPU_H
+#define PMPD_KERNELS_CPU_H
+
+#include "core/backend.h"
+#include "kernels/host.h"
+
+/* Columns that one step of an inner loop takes: 32 bits of each plane. Groups are multiples. */
+enum { CPU_STEP = 32, CPU_TILE = 3 };
+
+/* One row of a nested matrix at one precision, ready to be decoded. */
+struct nested_row {
+    const uint8_t *plane[BITS_MAX]; /* (n_cols_padded / 8) each, the first `bits` of them */
+    /* F16: TIED (n_groups, {scale, offset}), FREE (n_groups, {alpha[bits], offset}), LUT (2^bits),
+     * TAIL (n_groups, {scale, tail, offset}) */
+    const uint16_t *levels;
+    enum level_kind kind;
+    int bits;
+    int32_t group_cols;
+};
+
+/* Inner loops. n is any length: a last step that is not whole is filled up with zeros. */
+struct cpu_isa {
+    const char *name; /* "avx2", "scalar" */
+    /* sum w[i] x[i] for n_x <= CPU_TILE vectors x; out[j] is the same bit for bit whatever n_x. */
+    void (*dots)(float *out, const float *w, const float *const *x, int n_x, int32_t n);
+    /* The same for one x and weights of type F32, F16 or BF16: equals converting first. */
+    float (*dot)(const void *w, enum dtype dtype, const float *x, int32_t n);
+    /* y += a v, v of type F32, F16 or BF16. */
+    void (*axpy)(float *y, float a, const void *v, enum dtype dtype, int32_t n);
+    /* out[i] = v[i] in f32; exact. */
+    void (*convert)(float *out, const void *v, enum dtype dtype, int32_t n);
+    /* out[0..n) = weights of columns begin..begin + n, begin a multiple of group_cols; whole steps
+     * are written, so that out has room for n rounded up to CPU_STEP. */
+    void (*decode)(float *out, const struct nested_row *row, int32_t begin, int32_t n);
+    /* sum of the decoded weights times x[0..n): equals decode, then dots, bit for bit. */
+    float (*dot_nested)(const struct nested_row *row, int32_t begin, const float *x, int32_t n);
+};
+
+extern const struct cpu_isa cpu_isa_scalar;
+/* The AVX2 + FMA + F16C loops, or NULL when this processor or build has none. */
+const struct cpu_isa *cpu_isa_avx2(void);
+
+struct cpu {
+    const struct cpu_isa *isa;
+    int n_threads;
+    struct host_scratch rows;   /* (n_threads, row_floats): decoded weights */
+    struct host_scratch scores; /* (n_threads, n_scores): attention weights of one head */
+};
+
+/* Threads worth starting for a number of multiply-adds. */
+int cpu_threads(const struct cpu *cpu, size_t work);
+/* Rounded up so that threads do not share cache lines. */
+size_t cpu_scratch_width(size_t n_floats);
+
+/* Slots of struct backend_ops. */
+MUST_CHECK enum status cpu_planes_load(struct backend *be, struct nested_matrix *w,
+                                       const struct nested_source *src,
+                                       const struct matrix_range *range, int n_planes);
+void cpu_planes_drop(struct backend *be, struct nested_matrix *w, int keep);
+MUST_CHECK enum status cpu_matmul_nested(struct backend *be, struct tensor *y,
+                                         const struct nested_matrix *w, const struct tensor *bits,
+                                         const struct tensor *x, const struct tensor *bias,
+                                         const struct how *how);
+MUST_CHECK enum status cpu_matmul_dense(struct backend *be, struct tensor *y,
+                                        const struct tensor *w, const struct tensor *x,
+                                        const struct tensor *bias, const struct how *how);
+MUST_CHECK enum status cpu_kv_append(struct backend *be, struct kv_layer *kv,
+                                     const struct tensor *k, const struct tensor *v,
+                                     const struct token_place *place);
+MUST_CHECK enum status cpu_attention(struct backend *be, struct tensor *y, const struct tensor *q,
+                                     const struct kv_layer *kv, const struct token_place *place,
+                                     float scale);
+
+#endif

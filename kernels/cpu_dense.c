@@ -1,0 +1,92 @@
+/* The dense product of the cpu backend: rows over threads, each row's weights converted to f32 once
+ * for all tokens (or, for one token, on the way into the sum: the same values in the same order).
+ * SPDX-License-Identifier: Apache-2.0
+ */
+#include <omp.h>
+
+#include "core/mem.h"
+#include "kernels/cpu.h"
+
+struct pass {
+    const struct cpu_isa *isa;
+    const struct tensor *w;
+    const float *x, *bias; /* bias NULL: none */
+    float *y;
+    size_t n_tok;
+    const int32_t *cut;
+    int32_t n_segments;
+};
+
+static void store(const struct pass *pass, int32_t segment, size_t token, int32_t row, float sum)
+{
+    size_t at = (size_t)segment * pass->n_tok + token;
+    size_t n_rows = (size_t)pass->w->dims[0];
+    pass->y[at * n_rows + (size_t)row] = pass->bias ? sum + pass->bias[row] : sum;
+}
+
+static void row_for_one(const struct pass *pass, int32_t r, const char *row)
+{
+    size_t value_bytes = dtype_bytes(pass->w->dtype);
+    for (int32_t s = 0; s < pass->n_segments; s++) {
+        int32_t begin = pass->cut[s], n = pass->cut[s + 1] - begin;
+        const char *w = row + (size_t)begin * value_bytes;
+        store(pass, s, 0, r, pass->isa->dot(w, pass->w->dtype, pass->x + begin, n));
+    }
+}
+
+static void row_for_many(const struct pass *pass, int32_t r, const char *row, float *scratch)
+{
+    int32_t n_cols = pass->w->dims[1];
+    const float *weights = (const float *)(const void *)row;
+    if (pass->w->dtype != DT_F32) {
+        pass->isa->convert(scratch, row, pass->w->dtype, n_cols);
+        weights = scratch;
+    }
+    for (size_t t = 0; t < pass->n_tok; t += CPU_TILE) {
+        int n = pass->n_tok - t < CPU_TILE ? (int)(pass->n_tok - t) : CPU_TILE;
+        for (int32_t s = 0; s < pass->n_segments; s++) {
+            const float *x[CPU_TILE];
+            float sum[CPU_TILE];
+            for (int j = 0; j < n; j++) {
+                x[j] = pass->x + (t + (size_t)j) * (size_t)n_cols + (size_t)pass->cut[s];
+            }
+            pass->isa->dots(sum, weights + pass->cut[s], x, n, pass->cut[s + 1] - pass->cut[s]);
+            for (int j = 0; j < n; j++) {
+                store(pass, s, t + (size_t)j, r, sum[j]);
+            }
+        }
+    }
+}
+
+enum status cpu_matmul_dense(struct backend *be, struct tensor *y, const struct tensor *w,
+                             const struct tensor *x, const struct tensor *bias,
+                             const struct how *how)
+{
+    struct cpu *cpu = be->impl;
+    size_t width = cpu_scratch_width((size_t)w->dims[1]), n = 0;
+    TRY(mem_mul(&n, width, (size_t)cpu->n_threads));
+    TRY(host_scratch_reserve(&cpu->rows, n));
+    const int32_t whole[] = {0, w->dims[1]};
+    struct pass pass = {
+        .isa = cpu->isa,
+        .w = w,
+        .x = x->data,
+        .bias = bias ? bias->data : NULL,
+        .y = y->data,
+        .n_tok = (size_t)x->dims[0],
+        .cut = how->cut ? how->cut : whole,
+        .n_segments = how->n_segments,
+    };
+    size_t row_bytes = (size_t)w->dims[1] * dtype_bytes(w->dtype);
+    int n_threads = cpu_threads(cpu, tensor_count(w) * pass.n_tok);
+#pragma omp parallel for schedule(static) num_threads(n_threads) if (n_threads > 1)
+    for (int32_t r = 0; r < w->dims[0]; r++) {
+        const char *row = (const char *)w->data + (size_t)r * row_bytes;
+        if (pass.n_tok == 1) {
+            row_for_one(&pass, r, row);
+        } else {
+            row_for_many(&pass, r, row, cpu->rows.data + (size_t)omp_get_thread_num() * width);
+        }
+    }
+    return ST_OK;
+}

@@ -1,0 +1,96 @@
+/* Levels in turn, one step each: the control that asks whether the order of precisions matters at
+ * all beside their average.
+ * SPDX-License-Identifier: Apache-2.0
+ */
+#include "sched/registry.h"
+
+#include <string.h>
+
+#include "core/mem.h"
+
+enum { MOST_LEVELS = 16 };
+
+struct alternate {
+    int32_t prefill, n, level[MOST_LEVELS];
+};
+
+static enum status read_levels(struct alternate *a, struct level_table *levels, char *text)
+{
+    char *rest = text, *word;
+    while ((word = strsep(&rest, " \t")) != NULL) {
+        if (*word == '\0') {
+            continue;
+        }
+        if (a->n == MOST_LEVELS) {
+            FAIL(ST_USER, "policy.alternate names more than %d levels", MOST_LEVELS);
+        }
+        TRY(level_table_add(levels, word, &a->level[a->n]));
+        a->n++;
+    }
+    if (a->n == 0) {
+        FAIL(ST_USER, "policy.alternate is empty; expected levels in turn, e.g. \"4 2\"");
+    }
+    return ST_OK;
+}
+
+static void alternate_close(void **impl)
+{
+    mem_free(*impl);
+    *impl = NULL;
+}
+
+static enum status alternate_open(void **impl, const struct settings *settings,
+                                  struct level_table *levels)
+{
+    struct alternate a = {0};
+    char text[SETTINGS_TEXT_BYTES];
+    memcpy(text, settings->policy.alternate, sizeof text);
+    TRY(read_levels(&a, levels, text));
+    TRY(level_table_add(levels, settings->policy.prefill, &a.prefill));
+    TRY(mem_alloc_array(impl, 1, sizeof a));
+    *(struct alternate *)*impl = a;
+    return ST_OK;
+}
+
+static enum status alternate_begin(void *impl, const struct prompt_facts *facts, float dial,
+                                   int32_t *prefill_level)
+{
+    (void)facts;
+    (void)dial;
+    *prefill_level = ((const struct alternate *)impl)->prefill;
+    return ST_OK;
+}
+
+static enum status alternate_plan(void *impl, const struct prompt_facts *facts,
+                                  const struct signals *signals, float dial, struct plan *plan)
+{
+    const struct alternate *a = impl;
+    (void)signals;
+    (void)dial;
+    for (int32_t step = 0; step < facts->max_new_tokens; step++) {
+        TRY(plan_add(plan, step, a->level[step % a->n]));
+    }
+    return ST_OK;
+}
+
+static enum status alternate_observe(void *impl, const struct signals *signals, float dial,
+                                     int32_t *level_from_next)
+{
+    (void)impl;
+    (void)signals;
+    (void)dial;
+    *level_from_next = -1;
+    return ST_OK;
+}
+
+const struct policy_ops policy_alternate = {
+    .name = "alternate",
+    .help = "Levels in turn, one step each (policy.alternate = \"4 2\"): a control.",
+    .needs = SIGNAL_NONE,
+    .adds_tokens = false,
+    .open = alternate_open,
+    .begin = alternate_begin,
+    .plan = alternate_plan,
+    .observe = alternate_observe,
+    .close = alternate_close,
+};

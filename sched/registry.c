@@ -1,0 +1,39 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "sched/registry.h"
+
+#include <stdio.h>
+#include <string.h>
+
+static const struct policy_ops *const policies[] = {
+    &policy_fixed,
+    &policy_static,
+    &policy_reversed,
+    &policy_alternate,
+    NULL,
+};
+
+const struct policy_ops *registry_policy(int i)
+{
+    return i >= 0 && (size_t)i < sizeof policies / sizeof *policies ? policies[i] : NULL;
+}
+
+enum status registry_open_policy(struct policy *out, const struct settings *settings,
+                                 struct level_table *levels)
+{
+    const char *name = settings->policy.name;
+    char known[256] = "";
+    for (int i = 0; policies[i]; i++) {
+        if (strcmp(policies[i]->name, name) == 0) {
+            *out = (struct policy){.ops = policies[i], .dial = (float)settings->policy.dial};
+            enum status st = policies[i]->open(&out->impl, settings, levels);
+            if (st != ST_OK) {
+                *out = (struct policy){0};
+                return status_prefix(st, "policy \"%s\": ", name);
+            }
+            return ST_OK;
+        }
+        size_t used = strlen(known);
+        snprintf(known + used, sizeof known - used, "%s%s", used ? ", " : "", policies[i]->name);
+    }
+    FAIL(ST_USER, "unknown policy.name \"%s\"; known: %s", name, known);
+}
