@@ -22,14 +22,14 @@ struct coll_mpi {
     int *counts, *places; /* (size) owned */
 };
 
-#define TRY_WATCHED(m, what, call)                                                                 \
-    do {                                                                                           \
-        watchdog_enter(what, (m)->timeout_s);                                                      \
-        int rc_watched_ = (call);                                                                  \
-        watchdog_leave();                                                                          \
-        if (rc_watched_ != MPI_SUCCESS) {                                                          \
-            return env_mpi_check(rc_watched_, #call, __FILE__, __LINE__, __func__);                \
-        }                                                                                          \
+#define TRY_WATCHED(m, what, call)                                                  \
+    do {                                                                            \
+        watchdog_enter(what, (m)->timeout_s);                                       \
+        int rc_watched_ = (call);                                                   \
+        watchdog_leave();                                                           \
+        if (rc_watched_ != MPI_SUCCESS) {                                           \
+            return env_mpi_check(rc_watched_, #call, __FILE__, __LINE__, __func__); \
+        }                                                                           \
     } while (0)
 
 /* out = row 0 + row 1 + ... of parts (n_rows, n), one after the other. out is not in parts. */
@@ -47,8 +47,8 @@ static void add_rows(float *out, const float *parts, int n_rows, size_t n)
 static enum status sum_short(struct collective *c, float *x, size_t n)
 {
     struct coll_mpi *m = c->impl;
-    TRY_WATCHED(m, "all-reduce", MPI_Allgather(x, (int)n, MPI_FLOAT, m->buffer, (int)n, MPI_FLOAT,
-                                               m->comm));
+    TRY_WATCHED(m, "all-reduce",
+                MPI_Allgather(x, (int)n, MPI_FLOAT, m->buffer, (int)n, MPI_FLOAT, m->comm));
     add_rows(x, m->buffer, c->size, n);
     return ST_OK;
 }
@@ -74,11 +74,12 @@ static enum status sum_long(struct collective *c, float *x, size_t n)
         got[r] = (int)mine;
         to[r] = r * (int)mine;
     }
-    TRY_WATCHED(m, "all-reduce", MPI_Alltoallv(x, sent, from, MPI_FLOAT, m->buffer, got, to,
-                                               MPI_FLOAT, m->comm));
+    TRY_WATCHED(m, "all-reduce",
+                MPI_Alltoallv(x, sent, from, MPI_FLOAT, m->buffer, got, to, MPI_FLOAT, m->comm));
     add_rows(x + begin, m->buffer, c->size, mine);
-    TRY_WATCHED(m, "all-reduce", MPI_Allgatherv(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, x, sent, from,
-                                                MPI_FLOAT, m->comm));
+    TRY_WATCHED(
+        m, "all-reduce",
+        MPI_Allgatherv(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, x, sent, from, MPI_FLOAT, m->comm));
     return ST_OK;
 }
 
@@ -135,8 +136,9 @@ static enum status mpi_all_gather(struct collective *c, struct tensor *whole,
         memmove(own, part->data, counts[c->rank] * bytes);
     }
     MPI_Datatype type = type_of_bytes(bytes);
-    TRY_WATCHED(m, "all-gather", MPI_Allgatherv(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, whole->data,
-                                                m->counts, m->places, type, m->comm));
+    TRY_WATCHED(m, "all-gather",
+                MPI_Allgatherv(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, whole->data, m->counts,
+                               m->places, type, m->comm));
     return ST_OK;
 }
 

@@ -47,14 +47,18 @@ static enum status refuse_singletons(struct env *env, int n_tasks)
     // N copies would say this N times: the caller prints on rank 0 only
     env->rank = atoi(getenv("SLURM_PROCID"));
     log_set_rank(env->rank);
-    FAIL(ST_USER, "srun started %d tasks, but MPI sees each as a job of one rank: use "
-         "`srun --mpi=pmix` or, inside the allocation, `mpirun -n %d`", n_tasks, n_tasks);
+    FAIL(ST_USER,
+         "srun started %d tasks, but MPI sees each as a job of one rank: use "
+         "`srun --mpi=pmix` or, inside the allocation, `mpirun -n %d`",
+         n_tasks, n_tasks);
 }
 
 enum status env_start(struct env *env, int *argc, char ***argv)
 {
-    *env = (struct env){.world = MPI_COMM_NULL, .lease_comm = MPI_COMM_NULL,
-                        .replica_comm = MPI_COMM_NULL, .size = 1};
+    *env = (struct env){.world = MPI_COMM_NULL,
+                        .lease_comm = MPI_COMM_NULL,
+                        .replica_comm = MPI_COMM_NULL,
+                        .size = 1};
     int n_tasks = srun_tasks();
     // some MPI libraries end the process inside MPI_Init in this case, with less helpful words
     if (n_tasks > 1 && !getenv("PMIX_RANK") && !getenv("PMI_RANK") && !getenv("PMI_FD")) {
@@ -78,8 +82,10 @@ enum status env_start(struct env *env, int *argc, char ***argv)
     log_set_rank(env->rank);
     status_set_abort(abort_hook);
     if (level < MPI_THREAD_FUNNELED) {
-        FAIL(ST_MPI, "this MPI library grants thread level %d, MPI_THREAD_FUNNELED (%d) is "
-             "needed: use one that was built with threads", level, MPI_THREAD_FUNNELED);
+        FAIL(ST_MPI,
+             "this MPI library grants thread level %d, MPI_THREAD_FUNNELED (%d) is "
+             "needed: use one that was built with threads",
+             level, MPI_THREAD_FUNNELED);
     }
     if (n_tasks > 1 && env->size == 1) {
         return refuse_singletons(env, n_tasks);
@@ -98,8 +104,10 @@ enum status env_grid(struct env *env, int tensor_ranks)
             FAIL(ST_USER, "mpirun -n %d with parallel.tensor_ranks = %d: use %d or %d ranks",
                  env->size, tensor_ranks, below, below + tensor_ranks);
         }
-        FAIL(ST_USER, "mpirun -n %d with parallel.tensor_ranks = %d: use %d ranks or a multiple "
-             "of it", env->size, tensor_ranks, tensor_ranks);
+        FAIL(ST_USER,
+             "mpirun -n %d with parallel.tensor_ranks = %d: use %d ranks or a multiple "
+             "of it",
+             env->size, tensor_ranks, tensor_ranks);
     }
     if (env->replica_comm != MPI_COMM_NULL) {
         TRY_MPI(MPI_Comm_free(&env->replica_comm));

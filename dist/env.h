@@ -14,12 +14,12 @@
 /* An MPI return code turned into ST_MPI with MPI's own text (ST_OK for MPI_SUCCESS). */
 MUST_CHECK
 enum status env_mpi_check(int rc, const char *call, const char *file, int line, const char *func);
-#define TRY_MPI(call)                                                                              \
-    do {                                                                                           \
-        int rc_ = (call);                                                                          \
-        if (rc_ != MPI_SUCCESS) {                                                                  \
-            return env_mpi_check(rc_, #call, __FILE__, __LINE__, __func__);                        \
-        }                                                                                          \
+#define TRY_MPI(call)                                                       \
+    do {                                                                    \
+        int rc_ = (call);                                                   \
+        if (rc_ != MPI_SUCCESS) {                                           \
+            return env_mpi_check(rc_, #call, __FILE__, __LINE__, __func__); \
+        }                                                                   \
     } while (0)
 
 struct env {
@@ -43,10 +43,12 @@ MUST_CHECK enum status env_start(struct env *env, int *argc, char ***argv);
  * Errors: ST_USER: the number of ranks is no multiple ("mpirun -n 3 with parallel.tensor_ranks = 2:
  * use 2 or 4 ranks"). */
 MUST_CHECK enum status env_grid(struct env *env, int tensor_ranks);
-/* Collective over the world: every rank gets ST_OK, or every rank fails. A rank that succeeded where
- * another failed gets the first failing rank's status, its message prefixed with "rank N: ". */
+/* Collective over the world: every rank gets ST_OK, or every rank fails. A rank that succeeded
+ * where another failed gets the first failing rank's status, its message prefixed with "rank N: ".
+ */
 MUST_CHECK enum status env_agree(struct env *env, enum status st);
-/* Collective: bytes of text from rank 0 to all; *text is allocated (mem_free) on the other ranks. */
+/* Collective: bytes of text from rank 0 to all; *text is allocated (mem_free) on the other ranks.
+ */
 MUST_CHECK enum status env_broadcast_text(struct env *env, char **text);
 /* Ends the job from one rank. Never returns. */
 void env_abort(int code) __attribute__((noreturn));

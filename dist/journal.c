@@ -21,10 +21,10 @@ static const char MAGIC[MAGIC_BYTES] = {'P', 'M', 'J', '1'};
 
 struct journal {
     int fd;
-    int64_t size;          /* bytes of whole records: where the next one begins */
-    unsigned char *frame;  /* (frame_bytes) owned */
+    int64_t size;         /* bytes of whole records: where the next one begins */
+    unsigned char *frame; /* (frame_bytes) owned */
     size_t frame_bytes;
-    bool broken;           /* a failed append could not be cut back */
+    bool broken; /* a failed append could not be cut back */
     char path[PATH_MAX];
 };
 
@@ -55,7 +55,7 @@ static uint64_t get_u64(const unsigned char *p)
 static uint32_t frame_crc(const unsigned char *head, const unsigned char *payload, size_t bytes)
 {
     // isa-l's argument is not const, but it only reads; it leaves the inversions to the caller
-    unsigned crc = crc32_iscsi((unsigned char *)(uintptr_t)(head + MAGIC_BYTES), 4, ~0u);
+    unsigned crc = crc32_iscsi((unsigned char *)(uintptr_t)(head + MAGIC_BYTES), 8, ~0u);
     crc = crc32_iscsi((unsigned char *)(uintptr_t)payload, (int)bytes, crc);
     return ~crc;
 }
@@ -170,12 +170,15 @@ static enum status lock_file(int fd, const char *path)
             if (pid > 0) {
                 snprintf(who, sizeof who, "process %ld", pid);
             }
-            FAIL(ST_USER, "%s is held by %s: wait for that run to end, or choose another "
-                 "output.dir", path, who);
+            FAIL(ST_USER,
+                 "%s is held by %s: wait for that run to end, or choose another "
+                 "output.dir",
+                 path, who);
         }
         if (errno == ENOSYS || errno == EOPNOTSUPP || errno == ENOLCK) {
             log_warn("%s: this file system has no locks (%s); make sure that no other run uses "
-                     "this directory", path, strerror(errno));
+                     "this directory",
+                     path, strerror(errno));
             return ST_OK;
         }
         FAIL(ST_IO, "%s: cannot lock: %s", path, strerror(errno));
@@ -209,9 +212,9 @@ enum frame_state { FRAME_WHOLE, FRAME_TORN, FRAME_BAD };
 struct scan {
     int fd;
     const char *path;
-    int64_t file_bytes, at;  /* at: behind the last whole record */
+    int64_t file_bytes, at; /* at: behind the last whole record */
     unsigned char head[HEAD_BYTES];
-    unsigned char *payload;  /* (room) owned */
+    unsigned char *payload; /* (room) owned */
     size_t room;
 };
 
@@ -266,12 +269,14 @@ static enum status scan_frames(struct scan *s, journal_visit_fn *visit, void *ct
         }
         s->at += HEAD_BYTES + (int64_t)bytes;
     }
-    // A run begins with a short record, so a first record that is torn leaves a short file. A longer
-    // file without a whole first record is somebody else's, or a damaged journal: all of it would go.
+    // A run begins with a short record, so a first record that is torn leaves a short file. A
+    // longer file without a whole first record is somebody else's, or a damaged journal: all of it
+    // would go.
     if (s->at == 0 && (state == FRAME_BAD || s->file_bytes > TORN_FIRST_BYTES)) {
-        FAIL(ST_FORMAT, "%s: not a pmpd journal, or its first record is damaged (%" PRId64
-             " bytes); it was left as it is: move it away, or choose another output.dir", s->path,
-             s->file_bytes);
+        FAIL(ST_FORMAT,
+             "%s: not a pmpd journal, or its first record is damaged (%" PRId64
+             " bytes); it was left as it is: move it away, or choose another output.dir",
+             s->path, s->file_bytes);
     }
     return ST_OK;
 }
@@ -320,8 +325,10 @@ enum status journal_open(struct journal **out, const char *dir, journal_visit_fn
     TRY_GOTO(st, journal_path(j->path, dir), failed);
     j->fd = open(j->path, O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
     if (j->fd < 0) {
-        FAIL_GOTO(st, ST_IO, failed, "%s: cannot open for writing: %s; make the run directory "
-                  "writable, or choose another output.dir", j->path, strerror(errno));
+        FAIL_GOTO(st, ST_IO, failed,
+                  "%s: cannot open for writing: %s; make the run directory "
+                  "writable, or choose another output.dir",
+                  j->path, strerror(errno));
     }
     TRY_GOTO(st, lock_file(j->fd, j->path), failed);
     TRY_GOTO(st, sync_directory(dir), failed);
@@ -416,8 +423,10 @@ enum status journal_append(struct journal *j, uint32_t kind, const void *payload
 enum status journal_reserve(struct journal *j, size_t payload_bytes)
 {
     if (payload_bytes > JOURNAL_MAX_PAYLOAD) {
-        FAIL(ST_SHAPE, "%s: a record of %zu bytes, at most %d are allowed; record fewer features "
-             "(output.kv_features)", j->path, payload_bytes, JOURNAL_MAX_PAYLOAD);
+        FAIL(ST_SHAPE,
+             "%s: a record of %zu bytes, at most %d are allowed; record fewer features "
+             "(output.kv_features)",
+             j->path, payload_bytes, JOURNAL_MAX_PAYLOAD);
     }
     size_t need = payload_bytes + HEAD_BYTES;
     if (need > j->frame_bytes) {
@@ -492,8 +501,10 @@ size_t journal_pack_failed(void *buf, const struct journal_failed *r)
 static enum status check_bytes(const char *what, size_t found, size_t expected)
 {
     if (found != expected) {
-        FAIL(ST_FORMAT, "journal: a %s record of %zu bytes, expected %zu; was it written by "
-             "another version of pmpd?", what, found, expected);
+        FAIL(ST_FORMAT,
+             "journal: a %s record of %zu bytes, expected %zu; was it written by "
+             "another version of pmpd?",
+             what, found, expected);
     }
     return ST_OK;
 }

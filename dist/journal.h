@@ -50,8 +50,8 @@ enum { JOURNAL_MAX_PAYLOAD = 1 << 30 };
  * directory, disk: names the path and what to do), ST_USER (another process holds it: names it),
  * ST_FORMAT (the file does not begin with a journal frame though it is not empty, or its first
  * record is damaged rather than torn: it is not touched), those of visit (nothing is cut). */
-MUST_CHECK enum status journal_open(struct journal **out, const char *dir,
-                                    journal_visit_fn *visit, void *ctx);
+MUST_CHECK enum status journal_open(struct journal **out, const char *dir, journal_visit_fn *visit,
+                                    void *ctx);
 /* Reads without locking or cutting (pmpd inspect, the run file's writer). n_bad_tail: bytes not
  * believed; may be NULL. Errors: as journal_open; ST_IO when there is no journal. */
 MUST_CHECK enum status journal_read(const char *dir, journal_visit_fn *visit, void *ctx,

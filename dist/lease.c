@@ -34,22 +34,22 @@ enum item_state { ITEM_WAITING = 0, ITEM_OUT, ITEM_DONE };
 /* What the owner keeps for one other replica. A record buffer each: a replica that is slow in
  * sending its record must not hold up the others. */
 struct peer {
-    MPI_Request recv;      /* of the record under way */
-    MPI_Request send;      /* of the last answer */
+    MPI_Request recv; /* of the record under way */
+    MPI_Request send; /* of the last answer */
     size_t recv_bytes;
     unsigned char *record; /* (record_bytes) owned */
     struct answer answer;
-    bool told;             /* that nothing is left */
+    bool told; /* that nothing is left */
 };
 
 struct lease_owner {
-    struct env *env;         /* borrowed, must outlive this */
-    struct journal *journal; /* borrowed, must outlive this */
-    struct lease_item *items; /* (n) owned, in the order of handing out */
-    int32_t *by_ordinal;      /* (n) owned: indices into items, ascending ordinals */
-    unsigned char *states;    /* (n) owned: enum item_state */
-    int32_t *holders;         /* (n) owned: replica */
-    struct peer *peers;       /* (n_replicas) owned; [0] is not used */
+    struct env *env;                   /* borrowed, must outlive this */
+    struct journal *journal;           /* borrowed, must outlive this */
+    struct lease_item *items;          /* (n) owned, in the order of handing out */
+    int32_t *by_ordinal;               /* (n) owned: indices into items, ascending ordinals */
+    unsigned char *states;             /* (n) owned: enum item_state */
+    int32_t *holders;                  /* (n) owned: replica */
+    struct peer *peers;                /* (n_replicas) owned; [0] is not used */
     int64_t n, n_given, n_done, n_own; /* n_own: given to replica 0, not done */
     int32_t epoch, n_told, n_receiving;
     size_t record_bytes; /* head and packed record */
@@ -58,9 +58,9 @@ struct lease_owner {
 };
 
 struct lease_client {
-    struct env *env;          /* borrowed, must outlive this */
+    struct env *env;           /* borrowed, must outlive this */
     struct lease_owner *owner; /* borrowed; NULL on other ranks than 0 */
-    unsigned char *record;    /* (record_bytes) owned */
+    unsigned char *record;     /* (record_bytes) owned */
     size_t record_bytes;
     double timeout_s;
     MPI_Request request, reply, send;
@@ -78,9 +78,10 @@ static enum status check_record_bytes(size_t *out, size_t max_record_bytes)
 {
     TRY(mem_add(out, max_record_bytes, sizeof(struct record_head)));
     if (*out > JOURNAL_MAX_PAYLOAD) {
-        FAIL(ST_SHAPE, "a finished record may have %zu bytes, at most %d can be sent; record fewer "
-             "features (output.kv_features) or tokens (decode.max_new_tokens)", max_record_bytes,
-             JOURNAL_MAX_PAYLOAD);
+        FAIL(ST_SHAPE,
+             "a finished record may have %zu bytes, at most %d can be sent; record fewer "
+             "features (output.kv_features) or tokens (decode.max_new_tokens)",
+             max_record_bytes, JOURNAL_MAX_PAYLOAD);
     }
     return ST_OK;
 }
@@ -243,22 +244,26 @@ static int64_t find_item(const struct lease_owner *o, int64_t ordinal)
 }
 
 /* message: struct record_head, packed record. */
-static enum status take_record(struct lease_owner *o, int32_t replica,
-                               const unsigned char *message, size_t bytes)
+static enum status take_record(struct lease_owner *o, int32_t replica, const unsigned char *message,
+                               size_t bytes)
 {
     struct record_head head = {0};
     if (bytes >= sizeof head) {
         memcpy(&head, message, sizeof head);
     }
     if (bytes < sizeof head || head.bytes != bytes - sizeof head) {
-        FAIL(ST_FORMAT, "a finished record from replica %d has %zu bytes, its head announces "
-             "%" PRIu64 "; this is a defect of pmpd", replica, bytes, head.bytes);
+        FAIL(ST_FORMAT,
+             "a finished record from replica %d has %zu bytes, its head announces "
+             "%" PRIu64 "; this is a defect of pmpd",
+             replica, bytes, head.bytes);
     }
     int64_t i = find_item(o, head.ordinal);
     if (i < 0 || o->states[i] != ITEM_OUT || o->holders[i] != replica ||
         o->items[i].key[0] != head.key[0] || o->items[i].key[1] != head.key[1]) {
-        FAIL(ST_FORMAT, "replica %d handed in prompt %" PRId64 ", which it does not hold; this is "
-             "a defect of pmpd", replica, head.ordinal);
+        FAIL(ST_FORMAT,
+             "replica %d handed in prompt %" PRId64 ", which it does not hold; this is "
+             "a defect of pmpd",
+             replica, head.ordinal);
     }
     TRY(journal_append(o->journal, JOURNAL_FINISHED, message + sizeof head, (size_t)head.bytes,
                        true));
@@ -302,9 +307,10 @@ static enum status serve_message(struct lease_owner *o, MPI_Message *message,
         return answer_request(o, replica);
     }
     if (probed->MPI_TAG != TAG_RECORD || bytes < 0 || (size_t)bytes > o->record_bytes) {
-        FAIL(ST_FORMAT, "a message of %d bytes with tag %d from rank %d was not expected (records "
-             "have at most %zu bytes); this is a defect of pmpd", bytes, probed->MPI_TAG, source,
-             o->record_bytes);
+        FAIL(ST_FORMAT,
+             "a message of %d bytes with tag %d from rank %d was not expected (records "
+             "have at most %zu bytes); this is a defect of pmpd",
+             bytes, probed->MPI_TAG, source, o->record_bytes);
     }
     if (p->recv != MPI_REQUEST_NULL) {
         // the replica sends the next record when the last has left it: no wait worth the name
@@ -499,8 +505,10 @@ enum status lease_client_finish(struct lease_client *client, const struct finish
                                .key = {record->key[0], record->key[1]},
                                .bytes = trace_packed_bytes(record)};
     if (head.bytes > c->record_bytes - sizeof head) {
-        FAIL(ST_SHAPE, "the record of prompt %" PRId64 " has %" PRIu64 " bytes, %zu were "
-             "announced", record->ordinal, head.bytes, c->record_bytes - sizeof head);
+        FAIL(ST_SHAPE,
+             "the record of prompt %" PRId64 " has %" PRIu64 " bytes, %zu were "
+             "announced",
+             record->ordinal, head.bytes, c->record_bytes - sizeof head);
     }
     TRY(lease_client_flush(c)); // the buffer is free again
     memcpy(c->record, &head, sizeof head);
@@ -509,7 +517,7 @@ enum status lease_client_finish(struct lease_client *client, const struct finish
     if (c->owner) {
         return take_record(c->owner, 0, c->record, bytes);
     }
-    TRY_MPI(MPI_Issend(c->record, (int)bytes, MPI_BYTE, 0, TAG_RECORD, c->env->lease_comm,
-                       &c->send));
+    TRY_MPI(
+        MPI_Issend(c->record, (int)bytes, MPI_BYTE, 0, TAG_RECORD, c->env->lease_comm, &c->send));
     return ST_OK;
 }

@@ -46,7 +46,8 @@ MUST_CHECK enum status lease_owner_poll(struct lease_owner *owner);
  * 0's own client must have finished what it held: nobody else could. */
 MUST_CHECK enum status lease_owner_serve(struct lease_owner *owner);
 
-/* On the first rank of each replica. owner: on rank 0 its own owner (calls are direct), else NULL. */
+/* On the first rank of each replica. owner: on rank 0 its own owner (calls are direct), else NULL.
+ */
 MUST_CHECK enum status lease_client_create(struct lease_client **out, struct env *env,
                                            struct lease_owner *owner, size_t max_record_bytes,
                                            double timeout_s);
@@ -54,7 +55,8 @@ void lease_client_destroy(struct lease_client **client);
 
 enum lease_state { LEASE_WAIT, LEASE_GRANTED, LEASE_NONE_LEFT };
 /* Asks for one prompt (if no request is under way) and looks whether an answer has come. Never
- * blocks. LEASE_GRANTED: *item is the prompt, whose start is journalled. LEASE_NONE_LEFT is final. */
+ * blocks. LEASE_GRANTED: *item is the prompt, whose start is journalled. LEASE_NONE_LEFT is final.
+ */
 MUST_CHECK enum status lease_client_poll(struct lease_client *client, enum lease_state *state,
                                          struct lease_item *item);
 /* Hands a finished record over (packed: it may change at once). Does not wait for the owner unless
@@ -62,8 +64,8 @@ MUST_CHECK enum status lease_client_poll(struct lease_client *client, enum lease
  * on rank 0 also those of lease_owner_poll. */
 MUST_CHECK enum status lease_client_finish(struct lease_client *client,
                                            const struct finished_record *record);
-/* Moves a record that is under way; never blocks. lease_client_poll does this too: to be called once
- * per pass by a replica that has no free slot and so does not poll. */
+/* Moves a record that is under way; never blocks. lease_client_poll does this too: to be called
+ * once per pass by a replica that has no free slot and so does not poll. */
 MUST_CHECK enum status lease_client_progress(struct lease_client *client);
 /* Waits until everything handed over has arrived. */
 MUST_CHECK enum status lease_client_flush(struct lease_client *client);

@@ -166,10 +166,10 @@ enum status shard_model(struct model_shard *out, const struct model_config *conf
         char sizes[512], segments[64] = "";
         list_sizes(sizes, sizeof sizes, config, &ext, options);
         if (options->reproducible) {
-            snprintf(segments, sizeof segments, " in %d segments",
-                     n_segments(&ext.attn, options));
+            snprintf(segments, sizeof segments, " in %d segments", n_segments(&ext.attn, options));
         }
-        FAIL(ST_USER, "%d tensor ranks do not fit this model (%d units of attention input%s, "
+        FAIL(ST_USER,
+             "%d tensor ranks do not fit this model (%d units of attention input%s, "
              "%d heads that share %d KV heads, %d units of MLP input, vocabulary %d): use %s",
              options->size, ext.attn.n_units, segments, config->n_heads, config->n_kv_heads,
              ext.mlp.n_units, config->vocab, sizes);

@@ -1,13 +1,13 @@
 /* The arithmetic of tensor-parallel shards and canonical segments. No MPI here: every world size
  * can be tried in one process.
  *
- * The input of o (n_heads * head_dim columns) and of down (ffn columns) is measured in units; a unit
- * is the smallest column run that may be cut off: lcm(group, head_dim) for o, the group for down
- * (dense: head_dim and 1). U units are cut into S segments, segment i = units [iU/S, (i+1)U/S); rank
- * r of n owns segments [rS/n, (r+1)S/n). With parallel.reproducible S = min(parallel.segments, U)
- * whatever n is; otherwise S = n, and each rank owns one. The vocabulary is cut the same way in
- * units of one row. The last group of down may be shorter than the others (padding).
- * SPDX-License-Identifier: Apache-2.0
+ * The input of o (n_heads * head_dim columns) and of down (ffn columns) is measured in units; a
+ * unit is the smallest column run that may be cut off: lcm(group, head_dim) for o, the group for
+ * down (dense: head_dim and 1). U units are cut into S segments, segment i = units [iU/S,
+ * (i+1)U/S); rank r of n owns segments [rS/n, (r+1)S/n). With parallel.reproducible S =
+ * min(parallel.segments, U) whatever n is; otherwise S = n, and each rank owns one. The vocabulary
+ * is cut the same way in units of one row. The last group of down may be shorter than the others
+ * (padding). SPDX-License-Identifier: Apache-2.0
  */
 #ifndef PMPD_DIST_SHARD_H
 #define PMPD_DIST_SHARD_H
@@ -17,9 +17,9 @@
 #include "core/weights.h"
 
 struct shard_options {
-    int32_t size;        /* tensor ranks */
+    int32_t size; /* tensor ranks */
     bool reproducible;
-    int32_t segments;    /* parallel.segments, used when reproducible */
+    int32_t segments; /* parallel.segments, used when reproducible */
 };
 
 /* The shard of one rank. group_cols: the nested model's group, 1 for a dense model.

@@ -105,8 +105,10 @@ enum status watchdog_start(int rank)
     pthread_sigmask(SIG_SETMASK, &old, NULL);
     if (rc != 0) {
         pthread_cond_destroy(&wake);
-        FAIL(ST_NOMEM, "the watchdog thread does not start: %s; raise the limit on processes "
-             "(ulimit -u)", strerror(rc));
+        FAIL(ST_NOMEM,
+             "the watchdog thread does not start: %s; raise the limit on processes "
+             "(ulimit -u)",
+             strerror(rc));
     }
     running = true;
     return ST_OK;

@@ -1,6 +1,5 @@
-/* pmpd quantize: a dense Hugging Face folder becomes a nested one. Command line and report; the work
- * is experiments/quantise.
- * SPDX-License-Identifier: Apache-2.0
+/* pmpd quantize: a dense Hugging Face folder becomes a nested one. Command line and report; the
+ * work is experiments/quantise. SPDX-License-Identifier: Apache-2.0
  */
 #include <getopt.h>
 #include <inttypes.h>
@@ -20,17 +19,21 @@ enum { THREADS_MAX = 1024, NUMBERS_MAX = 16 };
 
 static const char usage[] =
     "usage: pmpd quantize MODEL OUT [--bits 2,3,4] [--tail 8] [--group 64] [--levels tied]\n"
-    "Stores a model once for several precisions: every weight becomes one code, cut into bit-planes;\n"
+    "Stores a model once for several precisions: every weight becomes one code, cut into "
+    "bit-planes;\n"
     "the first B planes with the levels of B are the B-bit model. No calibration data are needed.\n"
-    "  MODEL            Hugging Face folder: config.json, *.safetensors (F32, F16, BF16), tokenizer\n"
+    "  MODEL            Hugging Face folder: config.json, *.safetensors (F32, F16, BF16), "
+    "tokenizer\n"
     "  OUT              folder to make; it appears when all of it is written\n"
     "  --bits LIST      precisions to hold, of 2, 3 and 4 (default 2,3,4)\n"
     "  --tail 8         also 8 bits, as four more planes on top of 4: for prefill\n"
     "  --group N        columns that share levels: 32, 64 (default) or 128; smaller is better and\n"
     "                   larger: the levels cost 32/N bits per weight and precision when tied\n"
-    "  --levels KIND    tied (default): scale and offset per group; free: a number per plane and an\n"
+    "  --levels KIND    tied (default): scale and offset per group; free: a number per plane and "
+    "an\n"
     "                   offset, better for heavy tails at 16(B+1)/N bits per weight\n"
-    "  --head-bits LIST nest the head too, up to the same precision as --bits; none (default): the\n"
+    "  --head-bits LIST nest the head too, up to the same precision as --bits; none (default): "
+    "the\n"
     "                   head stays F16. A head tied to the embedding is stored beside it\n"
     "  --lambda LIST    weight of each precision's error, lowest first (default 1,4,16: an error\n"
     "                   about halves per bit); 1,1,1 favours 2 bits, 1,8,64 favours 4\n"
@@ -39,10 +42,11 @@ static const char usage[] =
     "  --json           print the result as JSON\n"
     "Examples:\n"
     "  pmpd quantize ~/models/llama ~/models/llama-nested\n"
-    "  pmpd quantize ~/models/llama ~/models/llama-g32 --bits 3,4 --tail 8 --group 32 --head-bits 4\n";
+    "  pmpd quantize ~/models/llama ~/models/llama-g32 --bits 3,4 --tail 8 --group 32 --head-bits "
+    "4\n";
 
 struct request {
-    const char *model, *out;              /* borrowed from argv */
+    const char *model, *out;               /* borrowed from argv */
     const char *bits, *head_bits, *lambda; /* lists as written; NULL: default */
     enum level_kind levels;
     int tail, group, threads;
@@ -56,7 +60,8 @@ static enum status parse_whole(int *out, const char *option, const char *text, i
     char *end;
     long v = strtol(text, &end, 10);
     if (end == text || *end || v < min || v > max) {
-        FAIL(ST_USER, "%s is \"%s\", expected a whole number from %d to %d", option, text, min, max);
+        FAIL(ST_USER, "%s is \"%s\", expected a whole number from %d to %d", option, text, min,
+             max);
     }
     *out = (int)v;
     return ST_OK;
@@ -143,11 +148,16 @@ static enum status parse_option(struct request *q, int option, const char *value
 static enum status parse_request(struct request *q, int argc, char **argv)
 {
     static const struct option options[] = {
-        {"bits", required_argument, NULL, 'b'},   {"head-bits", required_argument, NULL, 'H'},
-        {"lambda", required_argument, NULL, 'L'}, {"tail", required_argument, NULL, 't'},
-        {"group", required_argument, NULL, 'g'},  {"levels", required_argument, NULL, 'l'},
-        {"threads", required_argument, NULL, 'T'}, {"force", no_argument, NULL, 'f'},
-        {"json", no_argument, NULL, 'j'},         {"help", no_argument, NULL, 'h'},
+        {"bits", required_argument, NULL, 'b'},
+        {"head-bits", required_argument, NULL, 'H'},
+        {"lambda", required_argument, NULL, 'L'},
+        {"tail", required_argument, NULL, 't'},
+        {"group", required_argument, NULL, 'g'},
+        {"levels", required_argument, NULL, 'l'},
+        {"threads", required_argument, NULL, 'T'},
+        {"force", no_argument, NULL, 'f'},
+        {"json", no_argument, NULL, 'j'},
+        {"help", no_argument, NULL, 'h'},
         {NULL, 0, NULL, 0},
     };
     *q = (struct request){.levels = LEVEL_TIED, .group = 64};
@@ -164,8 +174,10 @@ static enum status parse_request(struct request *q, int argc, char **argv)
         return ST_OK;
     }
     if (argc - optind != 2) {
-        FAIL(ST_USER, "quantize takes 2 folders, MODEL and OUT, found %d; pmpd quantize --help "
-                      "explains", argc - optind);
+        FAIL(ST_USER,
+             "quantize takes 2 folders, MODEL and OUT, found %d; pmpd quantize --help "
+             "explains",
+             argc - optind);
     }
     q->model = argv[optind];
     q->out = argv[optind + 1];
@@ -183,7 +195,8 @@ static enum status make_options(struct nested_options *o, const struct request *
     if (q->lambda) {
         TRY(parse_list(lambda, &n_lambda, "--lambda", q->lambda));
         if (n_lambda != __builtin_popcount(bits)) {
-            FAIL(ST_USER, "--lambda \"%s\" has %d numbers, expected %d, one per precision of --bits",
+            FAIL(ST_USER,
+                 "--lambda \"%s\" has %d numbers, expected %d, one per precision of --bits",
                  q->lambda, n_lambda, __builtin_popcount(bits));
         }
     }
@@ -198,8 +211,9 @@ static enum status make_options(struct nested_options *o, const struct request *
         return status_prefix(st, "--head-bits \"%s\": ", q->head_bits);
     }
     if (o->head_spec.hi != o->spec.hi) {
-        FAIL(ST_USER, "--head-bits \"%s\" goes up to %d bits and --bits up to %d; both must end at "
-                      "the same precision, since all matrices have the same number of planes",
+        FAIL(ST_USER,
+             "--head-bits \"%s\" goes up to %d bits and --bits up to %d; both must end at "
+             "the same precision, since all matrices have the same number of planes",
              q->head_bits, o->head_spec.hi, o->spec.hi);
     }
     o->nested_head = true;
@@ -404,7 +418,8 @@ static enum status print_json(const struct nested_report *r, const struct reques
                              "matrices", matrices, "bytes", bytes_json(r, &layers), "seconds",
                              r->total_s, "fit_seconds", r->fit_s, "threads", o->n_threads);
     if (!json) {
-        FAIL(ST_FORMAT, "the result cannot be written as JSON: a path is not UTF-8, or out of memory");
+        FAIL(ST_FORMAT,
+             "the result cannot be written as JSON: a path is not UTF-8, or out of memory");
     }
     json_dumpf(json, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(9));
     printf("\n");

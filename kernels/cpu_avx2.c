@@ -178,7 +178,7 @@ AVX2_INLINE __m256 signed_by(__m256 a, __m256i code, int shift)
 
 /* What a group needs, broadcast. */
 struct group_levels {
-    __m256 table[2];        /* up to 4 bits: levels of codes 0..7 and 8..15 */
+    __m256 table[2]; /* up to 4 bits: levels of codes 0..7 and 8..15 */
     __m256 scale, offset, tail, alpha[BITS_MAX];
 };
 

@@ -12,8 +12,8 @@ enum { N_CODES_MAX = 1 << FIT_MAX_BITS, N_UNKNOWNS_MAX = FIT_MAX_BITS + 1 };
 /* Least squares are regularised by this share of the trace, towards the levels before. */
 static const double RIDGE = 1e-9;
 static const double F16_MAX = 65504.0;
-/* The tail's first reach as a share of the largest remainder. Growing to what pays ends at 1.1 % for
- * Gaussian weights in groups of 128, shrinking from the largest remainder at 1.8 %. */
+/* The tail's first reach as a share of the largest remainder. Growing to what pays ends at 1.1 %
+ * for Gaussian weights in groups of 128, shrinking from the largest remainder at 1.8 %. */
 static const double TAIL_START = 0.2;
 
 /* w = offset + sum_p alpha[p] * (+1 or -1); tied levels are those with alpha[p] = alpha[p + 1] * 2.
@@ -212,7 +212,7 @@ static void lines_set(struct lines *out, const double *slope, const double *base
 }
 
 /* Half of the time goes here. The wider instructions give the same bits: nothing is contracted. */
-#if defined(__x86_64__) && defined(__gnu_linux__)
+#if defined(__x86_64__) && defined(__GLIBC__)
 #define WIDE __attribute__((target_clones("avx512f", "avx2", "default")))
 #else
 #define WIDE

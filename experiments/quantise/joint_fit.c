@@ -92,8 +92,10 @@ enum status nested_buffer_create(struct nested_buffer *out, const struct fit_spe
 {
     *out = (struct nested_buffer){0};
     if (n_rows < 1 || n_cols < 1 || n_cols > INT32_MAX - spec->group_cols) {
-        FAIL(ST_SHAPE, "a matrix of %d x %d cannot be quantised, expected at least one row and one "
-                       "column", n_rows, n_cols);
+        FAIL(ST_SHAPE,
+             "a matrix of %d x %d cannot be quantised, expected at least one row and one "
+             "column",
+             n_rows, n_cols);
     }
     struct nested_source *s = &out->source;
     memcpy(s->kind, spec->kind, sizeof s->kind);
@@ -265,10 +267,12 @@ enum status fit_rows(struct nested_buffer *out, struct fit_report *report, const
             float value;
             floats_from(&value,
                         (const char *)w->data + (size_t)i * row_bytes +
-                            (size_t)col * dtype_bytes(w->dtype), w->dtype, 1);
+                            (size_t)col * dtype_bytes(w->dtype),
+                        w->dtype, 1);
             FAIL_GOTO(st, ST_FORMAT, done,
                       "weight (%d, %d) is %s, expected a finite number; the file is damaged or the "
-                      "training diverged", i, col, isnan(value) ? "NaN" : "infinite");
+                      "training diverged",
+                      i, col, isnan(value) ? "NaN" : "infinite");
         }
         fit_report_add(report, &parts[i - begin]);
     }

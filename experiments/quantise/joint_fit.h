@@ -59,7 +59,7 @@ struct fit_report {
     double power;           /* sum of w^2 */
     double error[BITS_ALL]; /* sum of (w - stored weight)^2 of every precision held */
     int64_t n_weights, n_groups;
-    int64_t n_clamped;      /* groups with a level outside the range of F16 */
+    int64_t n_clamped; /* groups with a level outside the range of F16 */
 };
 /* sqrt(error / power) of one precision; 0 for a matrix of zeros that is stored exactly. */
 double fit_report_relative(const struct fit_report *report, int bits);

@@ -30,8 +30,8 @@ struct job {
     struct checkpoint *ckpt;          /* owned */
     struct checkpoint_writer *writer; /* owned */
     struct progress progress;
-    double n_done;                    /* weights */
-    int n_used;                       /* tensors of the source */
+    double n_done; /* weights */
+    int n_used;    /* tensors of the source */
 };
 
 /* What is done, first for announcing all tensors and then, in the same order, for their bytes. */
@@ -44,14 +44,16 @@ static enum status name_error(enum status st, const struct job *job, const char 
 
 /* ---- tensors that stay dense ---- */
 
-static enum status convert_block(void *to, enum dtype dtype, float *block, const struct tensor *from,
-                                 size_t at, size_t n)
+static enum status convert_block(void *to, enum dtype dtype, float *block,
+                                 const struct tensor *from, size_t at, size_t n)
 {
     floats_from(block, (const char *)from->data + at * dtype_bytes(from->dtype), from->dtype, n);
     for (size_t i = 0; i < n; i++) {
         if (!isfinite(block[i])) {
-            FAIL(ST_FORMAT, "value %zu is %s, expected a finite number; the file is damaged or the "
-                            "training diverged", at + i, isnan(block[i]) ? "NaN" : "infinite");
+            FAIL(ST_FORMAT,
+                 "value %zu is %s, expected a finite number; the file is damaged or the "
+                 "training diverged",
+                 at + i, isnan(block[i]) ? "NaN" : "infinite");
         }
     }
     if (dtype == DT_F32) {
@@ -173,7 +175,9 @@ static enum status announce_nested(struct job *job, const char *name, const stru
                                    int32_t n_rows, int32_t n_cols, struct role_report *role)
 {
     int32_t n_groups = (n_cols + spec->group_cols - 1) / spec->group_cols;
-    struct nested_source s = {.n_rows = n_rows, .n_cols = n_cols, .group_cols = spec->group_cols,
+    struct nested_source s = {.n_rows = n_rows,
+                              .n_cols = n_cols,
+                              .group_cols = spec->group_cols,
                               .n_cols_padded = n_groups * spec->group_cols,
                               .n_planes = spec->n_planes};
     memcpy(s.kind, spec->kind, sizeof s.kind);
@@ -217,7 +221,8 @@ static enum status write_nested(struct job *job, const char *name, const struct 
     TRY_GOTO(st, do_parts(job, WRITE, name, &buffer.source), done);
     if (fit.n_clamped) {
         log_warn("%s: %lld of %lld groups have levels beyond the range of F16, which were cut to "
-                 "65504", name, (long long)fit.n_clamped, (long long)fit.n_groups);
+                 "65504",
+                 name, (long long)fit.n_clamped, (long long)fit.n_groups);
     }
     fit_report_add(&role->fit, &fit);
 done:
@@ -357,7 +362,8 @@ static void warn_unused(const struct job *job)
     }
     if (n_unused > n_known) {
         log_warn("%s holds %d tensors that a llama model with this config.json does not use; they "
-                 "are left out", job->model, n_unused - n_known);
+                 "are left out",
+                 job->model, n_unused - n_known);
     }
 }
 
@@ -392,7 +398,8 @@ static enum status run_job(struct job *job, const char *out)
     TRY(out_folder_copy_files(&job->out, job->model, &job->report->files_bytes, &has_tokenizer));
     if (!has_tokenizer) {
         log_warn("%s has neither tokenizer.json nor tokenizer.model; the nested model can only be "
-                 "used with token ids", job->model);
+                 "used with token ids",
+                 job->model);
     }
     return out_folder_commit(&job->out);
 }

@@ -19,9 +19,9 @@ struct nested_options {
     struct fit_spec spec;      /* of the layers */
     struct fit_spec head_spec; /* used when nested_head; same group and number of planes */
     bool nested_head;
-    bool force;                /* replace a nested model that is at OUT */
+    bool force; /* replace a nested model that is at OUT */
     int n_threads;
-    const char *version;       /* borrowed: the program, for quantization_config */
+    const char *version; /* borrowed: the program, for quantization_config */
 };
 
 /* What was done to the matrices of one role; ROLE_HEAD is the nested head. */
@@ -43,9 +43,9 @@ struct nested_report {
 };
 
 /* Writes the nested folder `out` of the dense folder `model`. `out` appears whole or not at all.
- * Errors: those of model_config_read, checkpoint_open and out_folder_begin; ST_USER (model is nested
- * already); ST_SHAPE (a tensor disagrees with config.json); ST_FORMAT (NaN or infinity, an embedding
- * beyond F16; names the tensor). */
+ * Errors: those of model_config_read, checkpoint_open and out_folder_begin; ST_USER (model is
+ * nested already); ST_SHAPE (a tensor disagrees with config.json); ST_FORMAT (NaN or infinity, an
+ * embedding beyond F16; names the tensor). */
 MUST_CHECK enum status nested_write(struct nested_report *report, const char *model,
                                     const char *out, const struct nested_options *options);
 

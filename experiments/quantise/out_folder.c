@@ -15,9 +15,8 @@
 enum { COPY_BYTES = 1 << 16, CONFIG_BYTES_MAX = 64 << 20, N_TOKENIZERS = 2 };
 
 /* The tokenizers first. */
-static const char *const copied[] = {"tokenizer.json",        "tokenizer.model",
-                                     "tokenizer_config.json", "special_tokens_map.json",
-                                     "generation_config.json"};
+static const char *const copied[] = {"tokenizer.json", "tokenizer.model", "tokenizer_config.json",
+                                     "special_tokens_map.json", "generation_config.json"};
 static const char *const written[] = {"config.json", "model.safetensors"};
 
 enum { N_COPIED = sizeof copied / sizeof *copied, N_WRITTEN = sizeof written / sizeof *written };
@@ -69,8 +68,10 @@ static enum status check_replaceable(const char *folder)
     json_release(&json);
     status_clear();
     if (!good) {
-        FAIL(ST_USER, "%s exists and is not a nested model, so --force does not replace it; choose "
-                      "another OUT or remove it yourself", folder);
+        FAIL(ST_USER,
+             "%s exists and is not a nested model, so --force does not replace it; choose "
+             "another OUT or remove it yourself",
+             folder);
     }
     DIR *dir = opendir(folder);
     if (!dir) {
@@ -79,10 +80,11 @@ static enum status check_replaceable(const char *folder)
     enum status st = ST_OK;
     for (struct dirent *e = readdir(dir); e && st == ST_OK; e = readdir(dir)) {
         if (strcmp(e->d_name, ".") != 0 && strcmp(e->d_name, "..") != 0 && !is_ours(e->d_name)) {
-            st = status_raise(ST_USER, __FILE__, __LINE__, __func__,
-                              "%s holds %s, which is no part of a nested model, so --force does not "
-                              "replace it; move that file away or choose another OUT", folder,
-                              e->d_name);
+            st =
+                status_raise(ST_USER, __FILE__, __LINE__, __func__,
+                             "%s holds %s, which is no part of a nested model, so --force does not "
+                             "replace it; move that file away or choose another OUT",
+                             folder, e->d_name);
         }
     }
     closedir(dir);
@@ -228,7 +230,8 @@ static bool sync_parent(const char *path)
 {
     char parent[OUT_PATH_BYTES];
     const char *slash = strrchr(path, '/');
-    snprintf(parent, sizeof parent, "%.*s", slash ? (int)(slash - path) + 1 : 1, slash ? path : ".");
+    snprintf(parent, sizeof parent, "%.*s", slash ? (int)(slash - path) + 1 : 1,
+             slash ? path : ".");
     int fd = open(parent, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     return fd >= 0 && settle(fd);
 }

@@ -66,13 +66,13 @@ static void check_sum(struct collective *c, float *x, size_t n)
 }
 
 /* Around the borders of the ways in which a sum travels. */
-static const size_t lengths[] = {0,    1,    2,     7,     640,   4095,  4096,   4097,   8193,
-                                 16384, 16385, 20480, 20481, 70001, 1 << 20, (1 << 20) + 5};
+static const size_t lengths[] = {0,    1,     2,     7,     640,   4095,  4096,    4097,
+                                 8193, 16384, 16385, 20480, 20481, 70001, 1 << 20, (1 << 20) + 5};
 enum { N_LENGTHS = sizeof lengths / sizeof lengths[0], MAX_LENGTH = (1 << 20) + 6 };
 
 static void test_sums(struct env *env)
 {
-    static const size_t hints[] = {0, 100000, (size_t)1 << 30};
+    static const size_t hints[] = {0, (size_t)1 << 30, 100000};
     float *x = calloc(MAX_LENGTH, sizeof *x);
     for (int h = 0; h < 3; h++) {
         struct collective c;
@@ -80,7 +80,8 @@ static void test_sums(struct env *env)
         CHECK(strcmp(c.ops->name, env->tensor_size == 1 ? "local" : "mpi") == 0);
         CHECK(c.rank == env->tensor_rank && c.size == env->tensor_size);
         uint64_t allocs = mem_alloc_count();
-        for (int k = 0; k < N_LENGTHS; k++) {
+        // the longest ones once: they take most of the time
+        for (int k = 0; k < (h == 1 ? N_LENGTHS : N_LENGTHS - 2); k++) {
             check_sum(&c, x, lengths[k]);
         }
         CHECK(mem_alloc_count() == allocs);
@@ -211,8 +212,8 @@ static void test_agree(struct env *env)
     // all but rank 0 fail: rank 0 hears of rank 1
     if (env->size > 1) {
         st = env->rank > 0 ? fail_here(env->rank) : ST_OK;
-        snprintf(expected, sizeof expected, env->rank == 0 ? "rank 1: no such file on 1"
-                                                           : "no such file on %d", env->rank);
+        snprintf(expected, sizeof expected,
+                 env->rank == 0 ? "rank 1: no such file on 1" : "no such file on %d", env->rank);
         CHECK_STATUS(env_agree(env, st), ST_IO, expected);
     }
     CHECK_OK(env_agree(env, ST_OK));

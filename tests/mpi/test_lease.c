@@ -1,5 +1,5 @@
-/* Leases and the journal behind them with faked records, for any number of ranks: every prompt once,
- * longest first, starts durable before grants, records durable before they count.
+/* Leases and the journal behind them with faked records, for any number of ranks: every prompt
+ * once, longest first, starts durable before grants, records durable before they count.
  * SPDX-License-Identifier: Apache-2.0
  */
 #include "dist/lease.h"
@@ -80,10 +80,11 @@ static struct finished_record make_record(const struct lease_item *item, int32_t
                                 .steps = room.steps,
                                 .features = room.features};
     r.n_steps = (int32_t)gen_below(&rng, MAX_STEPS);
-    room.turn = (struct turn_record){.n_prompt_tok = 3, .n_new_tok = r.n_steps + 1,
-                                     .finish = FINISH_EOS, .n_steps = r.n_steps};
+    room.turn = (struct turn_record){
+        .n_prompt_tok = 3, .n_new_tok = r.n_steps + 1, .finish = FINISH_EOS, .n_steps = r.n_steps};
     for (int32_t i = 0; i < r.n_steps; i++) {
-        room.steps[i] = (struct step_record){.step = i, .token = (int32_t)gen_below(&rng, 1000),
+        room.steps[i] = (struct step_record){.step = i,
+                                             .token = (int32_t)gen_below(&rng, 1000),
                                              .logprob = -(float)gen_uniform(&rng)};
     }
     if (is_large(item->ordinal, replica)) {
@@ -103,8 +104,8 @@ struct found {
     int64_t started[MAX_ITEMS]; /* ordinals in order */
     int32_t start_replica[MAX_ITEMS];
     int64_t finished[MAX_ITEMS];
-    bool compare;               /* bytes of finished records */
-    unsigned char *expected;    /* (MAX_LARGE_RECORD) */
+    bool compare;            /* bytes of finished records */
+    unsigned char *expected; /* (MAX_LARGE_RECORD) */
     const struct lease_item *by_ordinal[128];
 };
 
@@ -335,8 +336,8 @@ static void test_errors(struct env *env)
                  ST_SHAPE, "overflows");
     CHECK_STATUS(lease_owner_create(&owner, env, journal, items, 3, 0, (size_t)INT_MAX, NULL, NULL),
                  ST_SHAPE, "can be sent");
-    CHECK_STATUS(lease_owner_create(&owner, env, journal, items, -1, 0, 100, NULL, NULL),
-                 ST_SHAPE, "-1 prompts");
+    CHECK_STATUS(lease_owner_create(&owner, env, journal, items, -1, 0, 100, NULL, NULL), ST_SHAPE,
+                 "-1 prompts");
     items[2].ordinal = items[0].ordinal;
     CHECK_STATUS(lease_owner_create(&owner, env, journal, items, 3, 0, 100, NULL, NULL), ST_SHAPE,
                  "prompt 5 is listed twice");

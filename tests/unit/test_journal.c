@@ -309,7 +309,7 @@ static void test_visit_fails(void)
     CHECK(j == NULL);
     struct stat info;
     CHECK(stat(file, &info) == 0 && info.st_size == (off_t)(n - 1)); // nothing was cut
-    CHECK_OK(reopen(dir)); // and the lock is free
+    CHECK_OK(reopen(dir));                                           // and the lock is free
 }
 
 static void test_lock(void)
@@ -461,8 +461,12 @@ static void test_pack(void)
     CHECK_NEAR(run2.unix_s, 1.5, 0);
     CHECK_STATUS(journal_unpack_run(&run2, buf, 11), ST_FORMAT, "11 bytes, expected 12");
 
-    struct journal_start start = {.ordinal = -2, .key = {0x0102030405060708u, UINT64_MAX},
-                                  .attempt = 2, .epoch = INT32_MAX, .replica = 5}, start2;
+    struct journal_start start = {.ordinal = -2,
+                                  .key = {0x0102030405060708u, UINT64_MAX},
+                                  .attempt = 2,
+                                  .epoch = INT32_MAX,
+                                  .replica = 5},
+                         start2;
     CHECK(journal_pack_start(buf, &start) == 36);
     CHECK(buf[0] == 0xFE && buf[7] == 0xFF && buf[8] == 8 && buf[15] == 1 && buf[24] == 2);
     CHECK_OK(journal_unpack_start(&start2, buf, 36));

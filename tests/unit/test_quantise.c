@@ -215,9 +215,9 @@ static void test_codes_are_best(void)
 
 /* ---- layout ---- */
 
-/* Worked by hand. Tied, 2 bits, weights -3 -1 1 3 again and again: levels 2 (c - 1.5), code c is the
- * weight's rank; plane 0 has the columns with c >= 2: 0 0 1 1, plane 1 the odd ones: 0 1 0 1; the
- * first column is the lowest bit. */
+/* Worked by hand. Tied, 2 bits, weights -3 -1 1 3 again and again: levels 2 (c - 1.5), code c is
+ * the weight's rank; plane 0 has the columns with c >= 2: 0 0 1 1, plane 1 the odd ones: 0 1 0 1;
+ * the first column is the lowest bit. */
 static void test_layout(void)
 {
     float w[40];
@@ -470,7 +470,8 @@ static void test_errors(void)
     spec = make_spec(BITS_234, LEVEL_TIED, false, 64);
     struct nested_buffer buffer;
     CHECK_STATUS(nested_buffer_create(&buffer, &spec, 0, 64), ST_SHAPE, "0 x 64");
-    CHECK_STATUS(nested_buffer_create(&buffer, &spec, 1, INT32_MAX), ST_SHAPE, "cannot be quantised");
+    CHECK_STATUS(nested_buffer_create(&buffer, &spec, 1, INT32_MAX), ST_SHAPE,
+                 "cannot be quantised");
 
     float w[2 * 64] = {0};
     struct tensor t = tensor_2d(w, DT_F32, 2, 64);

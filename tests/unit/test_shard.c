@@ -19,27 +19,66 @@ struct model_case {
  * without rest, and the query heads of a rank whole KV groups or inside one. */
 static const struct model_case cases[] = {
     // 256 columns / 64 = 4 units of 2 heads
-    {"embedded", {.hidden = 256, .n_heads = 8, .n_kv_heads = 4, .head_dim = 32, .ffn = 512,
-                  .vocab = 1536}, 64, {1, 2, 4}, 64},
+    {"embedded",
+     {.hidden = 256, .n_heads = 8, .n_kv_heads = 4, .head_dim = 32, .ffn = 512, .vocab = 1536},
+     64,
+     {1, 2, 4},
+     64},
     // 8 units of 1 head; two heads share a KV head: 8 ranks replicate it
-    {"embedded dense", {.hidden = 256, .n_heads = 8, .n_kv_heads = 4, .head_dim = 32, .ffn = 512,
-                        .vocab = 1536}, 1, {1, 2, 4, 8}, 32},
+    {"embedded dense",
+     {.hidden = 256, .n_heads = 8, .n_kv_heads = 4, .head_dim = 32, .ffn = 512, .vocab = 1536},
+     1,
+     {1, 2, 4, 8},
+     32},
     // 64 columns / 32 = 2 units of 4 heads
-    {"stories", {.hidden = 64, .n_heads = 8, .n_kv_heads = 4, .head_dim = 8, .ffn = 172,
-                 .vocab = 512}, 32, {1, 2}, 32},
-    {"MobileLLaMA-1.4B", {.hidden = 2048, .n_heads = 16, .n_kv_heads = 16, .head_dim = 128,
-                          .ffn = 5632, .vocab = 32000}, 64, {1, 2, 4, 8, 16}, 128},
-    {"Llama-3.1-8B", {.hidden = 4096, .n_heads = 32, .n_kv_heads = 8, .head_dim = 128,
-                      .ffn = 14336, .vocab = 128256}, 128, {1, 2, 4, 8, 16}, 128},
-    {"Vicuna-7B", {.hidden = 4096, .n_heads = 32, .n_kv_heads = 32, .head_dim = 128, .ffn = 11008,
-                   .vocab = 32000}, 64, {1, 2, 4, 8, 16}, 128},
+    {"stories",
+     {.hidden = 64, .n_heads = 8, .n_kv_heads = 4, .head_dim = 8, .ffn = 172, .vocab = 512},
+     32,
+     {1, 2},
+     32},
+    {"MobileLLaMA-1.4B",
+     {.hidden = 2048,
+      .n_heads = 16,
+      .n_kv_heads = 16,
+      .head_dim = 128,
+      .ffn = 5632,
+      .vocab = 32000},
+     64,
+     {1, 2, 4, 8, 16},
+     128},
+    {"Llama-3.1-8B",
+     {.hidden = 4096,
+      .n_heads = 32,
+      .n_kv_heads = 8,
+      .head_dim = 128,
+      .ffn = 14336,
+      .vocab = 128256},
+     128,
+     {1, 2, 4, 8, 16},
+     128},
+    {"Vicuna-7B",
+     {.hidden = 4096,
+      .n_heads = 32,
+      .n_kv_heads = 32,
+      .head_dim = 128,
+      .ffn = 11008,
+      .vocab = 32000},
+     64,
+     {1, 2, 4, 8, 16},
+     128},
     // 12 heads in 4 KV groups of 3: by units 1, 2, 3, 4, 6, 12; with 3 ranks heads 4..8 lie in the
     // groups 3..5 and 6..8; with 6 ranks 2..3 in two groups; with 12 each head in one
-    {"three to one", {.hidden = 768, .n_heads = 12, .n_kv_heads = 4, .head_dim = 64, .ffn = 3072,
-                      .vocab = 1000}, 64, {1, 2, 4, 12}, 64},
+    {"three to one",
+     {.hidden = 768, .n_heads = 12, .n_kv_heads = 4, .head_dim = 64, .ffn = 3072, .vocab = 1000},
+     64,
+     {1, 2, 4, 12},
+     64},
     // group longer than a head and no multiple: lcm(64, 80) = 320 = 4 heads; 480 columns: 1.5 units
-    {"short last unit", {.hidden = 480, .n_heads = 6, .n_kv_heads = 6, .head_dim = 80, .ffn = 200,
-                         .vocab = 77}, 64, {1, 2}, 320},
+    {"short last unit",
+     {.hidden = 480, .n_heads = 6, .n_kv_heads = 6, .head_dim = 80, .ffn = 200, .vocab = 77},
+     64,
+     {1, 2},
+     320},
 };
 enum { N_CASES = sizeof cases / sizeof cases[0] };
 
@@ -53,8 +92,8 @@ static bool listed(const struct model_case *c, int32_t size)
     return false;
 }
 
-/* Segments of this rank are as the rank says, inside [begin, end), at unit borders. Adds their global
- * ends to ends[]. */
+/* Segments of this rank are as the rank says, inside [begin, end), at unit borders. Adds their
+ * global ends to ends[]. */
 static void check_share(const struct segment_share *s, int32_t begin, int32_t end, int32_t unit,
                         int32_t whole, int32_t *ends)
 {
@@ -221,8 +260,8 @@ static void test_errors(void)
         CHECK(!shard_fits(embedded, 64, &o));
     }
     // one head: only one rank
-    struct model_config one = {.hidden = 64, .n_heads = 1, .n_kv_heads = 1, .head_dim = 64,
-                               .ffn = 64, .vocab = 10};
+    struct model_config one = {
+        .hidden = 64, .n_heads = 1, .n_kv_heads = 1, .head_dim = 64, .ffn = 64, .vocab = 10};
     o = (struct shard_options){.size = 2};
     CHECK_STATUS(shard_model(&s, &one, 128, &o, 0), ST_USER, "use 1");
     o.size = 1;
