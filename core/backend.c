@@ -138,8 +138,8 @@ enum status backend_sync(struct backend *be)
 
 /* One tensor against what an operation expects: element types as a mask, dimensions with ANY for
  * "whatever, but at least one". */
-static enum status expect(const char *op, const char *name, const struct tensor *t,
-                          uint32_t dtypes, int n_dims, const int32_t *dims)
+static enum status expect(const char *op, const char *name, const struct tensor *t, uint32_t dtypes,
+                          int n_dims, const int32_t *dims)
 {
     bool good = t->n_dims == n_dims && (unsigned)t->dtype < DT_N && (dtypes >> t->dtype & 1);
     for (int i = 0; i < n_dims && good; i++) {
@@ -162,8 +162,8 @@ static enum status expect(const char *op, const char *name, const struct tensor 
         snprintf(part, sizeof part, dims[i] == ANY ? "%sn" : "%s%d", i ? ", " : " (", dims[i]);
         strncat(wanted, part, sizeof wanted - strlen(wanted) - 1);
     }
-    FAIL(ST_SHAPE, "%s: %s is %s, expected %s)", op, name,
-         tensor_describe(t, found, sizeof found), wanted);
+    FAIL(ST_SHAPE, "%s: %s is %s, expected %s)", op, name, tensor_describe(t, found, sizeof found),
+         wanted);
 }
 
 static enum status expect_1d(const char *op, const char *name, const struct tensor *t,
@@ -244,8 +244,10 @@ static enum status check_product(const char *op, const struct tensor *y, int32_t
     if (bias) {
         TRY(expect_1d(op, "bias", bias, F32_ONLY, n_rows));
         if (how->n_segments != 1) {
-            FAIL(ST_SHAPE, "%s: a bias with %d segments, expected one segment (add_parts takes "
-                 "the bias of several)", op, how->n_segments);
+            FAIL(ST_SHAPE,
+                 "%s: a bias with %d segments, expected one segment (add_parts takes "
+                 "the bias of several)",
+                 op, how->n_segments);
         }
     }
     return ST_OK;
@@ -279,9 +281,10 @@ static enum status check_kv(const char *op, const struct kv_layer *kv, int32_t n
 static enum status check_source(const struct nested_source *src)
 {
     if (src->n_rows < 1 || src->n_cols < 1 || src->n_cols > src->n_cols_padded) {
-        FAIL(ST_SHAPE, "planes_load: the source is (%d, %d) padded to %d columns, expected at "
-             "least (1, 1) and no fewer padded columns", src->n_rows, src->n_cols,
-             src->n_cols_padded);
+        FAIL(ST_SHAPE,
+             "planes_load: the source is (%d, %d) padded to %d columns, expected at "
+             "least (1, 1) and no fewer padded columns",
+             src->n_rows, src->n_cols, src->n_cols_padded);
     }
     if (src->group_cols < 32 || src->group_cols % 32 != 0) {
         FAIL(ST_SHAPE, "planes_load: groups of %d columns, expected a multiple of 32",
@@ -317,9 +320,10 @@ static enum status check_source(const struct nested_source *src)
             held = false;
         }
         if (!held || b > src->n_planes) {
-            FAIL(ST_SHAPE, "planes_load: levels of %d bits, kind %s, are incomplete or have no "
-                 "planes: expected all of their arrays and at least %d planes, found %d planes", b,
-                 level_kind_name(src->kind[b]), b, src->n_planes);
+            FAIL(ST_SHAPE,
+                 "planes_load: levels of %d bits, kind %s, are incomplete or have no "
+                 "planes: expected all of their arrays and at least %d planes, found %d planes",
+                 b, level_kind_name(src->kind[b]), b, src->n_planes);
         }
     }
     return ST_OK;
@@ -330,14 +334,17 @@ static enum status check_range(const struct nested_source *src, const struct mat
     bool rows = r->row_begin >= 0 && r->row_begin < r->row_end && r->row_end <= src->n_rows;
     bool cols = r->col_begin >= 0 && r->col_begin < r->col_end && r->col_end <= src->n_cols;
     if (!rows || !cols) {
-        FAIL(ST_SHAPE, "planes_load: rows %d..%d, columns %d..%d, expected a part of (%d, %d) that "
-             "is not empty", r->row_begin, r->row_end, r->col_begin, r->col_end, src->n_rows,
-             src->n_cols);
+        FAIL(ST_SHAPE,
+             "planes_load: rows %d..%d, columns %d..%d, expected a part of (%d, %d) that "
+             "is not empty",
+             r->row_begin, r->row_end, r->col_begin, r->col_end, src->n_rows, src->n_cols);
     }
     if (r->col_begin % src->group_cols != 0 ||
         (r->col_end != src->n_cols && r->col_end % src->group_cols != 0)) {
-        FAIL(ST_SHAPE, "planes_load: columns %d..%d, expected multiples of the group of %d columns "
-             "(or the end, %d)", r->col_begin, r->col_end, src->group_cols, src->n_cols);
+        FAIL(ST_SHAPE,
+             "planes_load: columns %d..%d, expected multiples of the group of %d columns "
+             "(or the end, %d)",
+             r->col_begin, r->col_end, src->group_cols, src->n_cols);
     }
     return ST_OK;
 }
@@ -349,16 +356,17 @@ enum status backend_planes_load(struct backend *be, struct nested_matrix *w,
     TRY(check_source(src));
     TRY(check_range(src, range));
     if (n_planes < 1 || n_planes > src->n_planes) {
-        FAIL(ST_SHAPE, "planes_load: %d planes asked for, expected 1..%d", n_planes,
-             src->n_planes);
+        FAIL(ST_SHAPE, "planes_load: %d planes asked for, expected 1..%d", n_planes, src->n_planes);
     }
     int32_t n_rows = range->row_end - range->row_begin, n_cols = range->col_end - range->col_begin;
     int32_t group = src->group_cols;
     if (w->n_resident > 0 && (w->n_rows != n_rows || w->n_cols != n_cols ||
                               w->group_cols != group || w->n_planes != src->n_planes)) {
-        FAIL(ST_SHAPE, "planes_load: the matrix holds (%d, %d) in groups of %d with %d planes, "
-             "expected the range it was loaded with; found (%d, %d), %d, %d", w->n_rows, w->n_cols,
-             w->group_cols, w->n_planes, n_rows, n_cols, group, src->n_planes);
+        FAIL(ST_SHAPE,
+             "planes_load: the matrix holds (%d, %d) in groups of %d with %d planes, "
+             "expected the range it was loaded with; found (%d, %d), %d, %d",
+             w->n_rows, w->n_cols, w->group_cols, w->n_planes, n_rows, n_cols, group,
+             src->n_planes);
     }
     if (n_planes <= w->n_resident) {
         return ST_OK;
@@ -412,9 +420,10 @@ static enum status check_bits(const struct nested_matrix *w, uint32_t bits_used)
                 snprintf(held + used, sizeof held - used, "%s%d", used ? ", " : "", h);
             }
         }
-        FAIL(ST_UNSUPPORTED, "matmul_nested: a token asks for %d bits, expected a precision that "
-             "this (%d, %d) matrix holds: %s; %d of its %d planes are resident", b, w->n_rows,
-             w->n_cols, held[0] ? held : "none", w->n_resident, w->n_planes);
+        FAIL(ST_UNSUPPORTED,
+             "matmul_nested: a token asks for %d bits, expected a precision that "
+             "this (%d, %d) matrix holds: %s; %d of its %d planes are resident",
+             b, w->n_rows, w->n_cols, held[0] ? held : "none", w->n_resident, w->n_planes);
     }
     return ST_OK;
 }
@@ -569,8 +578,7 @@ enum status backend_logit_stats(struct backend *be, struct logit_stats *out_host
     for (int32_t i = 0; i < logits->dims[0]; i++) {
         float t = want_host[i].temperature;
         if (!(t >= 0) || !isfinite(t)) {
-            FAIL(ST_SHAPE, "%s: token %d has temperature %g, expected 0 or more", op, i,
-                 (double)t);
+            FAIL(ST_SHAPE, "%s: token %d has temperature %g, expected 0 or more", op, i, (double)t);
         }
     }
     TRY(be->ops->logit_stats(be, out_host, logits, first_id, cut_host, n_cuts, want_host));

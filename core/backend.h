@@ -181,8 +181,8 @@ MUST_CHECK enum status backend_sync(struct backend *be);
 /* ---- nested weights ---- */
 
 /* Makes planes 0..n_planes-1 of the range of src resident, with the levels of every precision
- * <= n_planes that src holds. Planes already resident stay where they are.
- * Errors: ST_SHAPE (range, n_planes), ST_NOMEM; on failure w is as before. */
+ * <= n_planes that src holds. Planes already resident stay where they are. src->group_cols is a
+ * multiple of 32. Errors: ST_SHAPE (range, group, n_planes), ST_NOMEM; on failure w is as before. */
 MUST_CHECK enum status backend_planes_load(struct backend *be, struct nested_matrix *w,
                                            const struct nested_source *src,
                                            const struct matrix_range *range, int n_planes);

@@ -59,7 +59,6 @@ struct settings {
     } output;
     struct {
         char name[SETTINGS_WORD_BYTES]; /* run.name */
-        int32_t max_deaths;             /* run.max_deaths */
     } run;
     struct {
         char level[SETTINGS_WORD_BYTES]; /* log.level: error, warn, info, debug */

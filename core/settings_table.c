@@ -34,7 +34,7 @@ static const struct setting_row rows[] = {
     {"parallel.reproducible", SET_BOOL, FIELD(parallel.reproducible), 0, 0, NULL, "false", "",
      "Sum in a fixed order, so that results are the same bits for every number of tensor ranks. "
      "Costs some speed."},
-    {"parallel.segments", SET_I32, FIELD(parallel.segments), 1, 1024, NULL, "8", "",
+    {"parallel.segments", SET_I32, FIELD(parallel.segments), 1, 64, NULL, "8", "",
      "Into how many parts reproducible sums are cut; at most as many tensor ranks fit. Runs that "
      "are to be compared bit for bit need the same number."},
     {"parallel.timeout_s", SET_F64, FIELD(parallel.timeout_s), 1, 86400, NULL, "300", "s",
@@ -99,9 +99,6 @@ static const struct setting_row rows[] = {
 
     {"run.name", SET_TEXT, FIELD(run.name), 0, 0, NULL, "", "",
      "Name of the run in run.h5 and answers.jsonl. Empty: made from model and policy."},
-    {"run.max_deaths", SET_I32, FIELD(run.max_deaths), 1, 100, NULL, "3", "starts",
-     "Starts that may die silently (killed, host lost) one after the other without finishing a "
-     "prompt, before the run refuses to start again."},
 
     {"log.level", SET_TEXT, FIELD(log.level), 0, 0, log_words, "info", "",
      "How much is told on stderr: error, warn, info, debug (all ranks)."},

@@ -8,9 +8,9 @@ source experiments/setup.sh
 out=${1:-results/quickstart}
 mkdir -p "$out"
 say "quantising the embedded model (nested: 2, 3 and 4 bits in one model)"
-"$pmpd" quantize experiments/tiny "$out/nested" --bits 2,3,4 --group 64 --force
+"$pmpd" quantize experiments/tiny "$out/nested" --bits 2,3,4 --head-bits 2,3,4 --group 64 --force
 
-# Switches at 40 steps: about half of the mean answer of the mixed prompts.
+# The switch at step 74 gives each level half of all steps: half of the fp16 answers' tokens come before it.
 run() { # NAME MODEL [setting...]
     local name=$1 model=$2 sets=() s
     shift 2
@@ -25,8 +25,8 @@ for bits in 4 3 2; do
     run "$bits-bit" "$out/nested" policy.name=fixed policy.prefill=$bits policy.level=$bits
 done
 run prefill-high "$out/nested" policy.name=fixed policy.prefill=4 policy.level=2
-run static "$out/nested" policy.name=static policy.prefill=4 "policy.switches=0:4 40:2"
-run reversed "$out/nested" policy.name=reversed policy.prefill=4 "policy.switches=0:4 40:2"
+run static "$out/nested" policy.name=static policy.prefill=4 "policy.switches=0:4 74:2"
+run reversed "$out/nested" policy.name=reversed policy.prefill=4 "policy.switches=0:4 74:2"
 
 echo
 "$python" experiments/report/compare.py --tasks experiments/tasks/tiny_mixed.jsonl fp16="$out/fp16" \

@@ -24,6 +24,7 @@ static enum status collect(struct session *session, struct lease_owner *owner,
     enum lease_state state = LEASE_WAIT;
     message[0] = 0;
     message[1] = 0;
+    TRY(lease_client_progress(client));
     while (message[0] < n_free) {
         struct lease_item item;
         if (owner) {

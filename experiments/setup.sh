@@ -51,11 +51,12 @@ build_pmpd() {
 }
 
 # Open MPI on one machine: allowed for root, more ranks than cores, ranks not bound to one core each,
-# and ranks that wait give the core away.
+# and ranks and threads that wait give the core away.
 mpi_on_one_machine() {
     export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
     export OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_MCA_hwloc_base_binding_policy=none
     export OMPI_MCA_mpi_yield_when_idle=1 OMPI_MCA_btl_vader_single_copy_mechanism=none
+    export OMP_WAIT_POLICY=passive
 }
 
 mkdir -p "$build"

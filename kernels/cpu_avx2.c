@@ -1,13 +1,13 @@
 /* Inner loops with AVX2, FMA and F16C; compiled into every x86-64 build by target attributes and
  * chosen at run time.
  *
- * Codes. A step is 32 columns, so one 32-bit word of each plane. With the word in all eight lanes of
- * a vector and the mask 0x01010101 << j in lane j, byte k of lane j holds bit 8k + j, i.e. column
- * 8k + j: an AND and a compare give that bit for 32 columns at once, in such an order that lane j of
- * vector k is column 8k + j. Codes of up to three bits then index eight f32 levels held in one
- * register, four bits two registers; wider codes are computed (or gathered, LUT).
- * Levels are evaluated in the order that core/bitplane.h defines, without fused multiply-add: the
- * decoded weights are the oracle's bit for bit, and only the order of the sums differs.
+ * Codes. A step is 32 columns, so one 32-bit word of each plane. With the word in all eight lanes
+ * of a vector and the mask 0x01010101 << j in lane j, byte k of lane j holds bit 8k + j, i.e.
+ * column 8k + j: an AND and a compare give that bit for 32 columns at once, in such an order that
+ * lane j of vector k is column 8k + j. Codes of up to three bits then index eight f32 levels held
+ * in one register, four bits two registers; wider codes are computed (or gathered, LUT). Levels are
+ * evaluated in the order that core/bitplane.h defines, without fused multiply-add: the decoded
+ * weights are the oracle's bit for bit, and only the order of the sums differs.
  * SPDX-License-Identifier: Apache-2.0
  */
 #include "kernels/cpu.h"
@@ -257,8 +257,8 @@ AVX2_INLINE __m256 step_weights(const struct group_levels *g, const float *lut,
 
 /* Walks the columns begin..begin + n of a row: to out (weights) where out is given, else times x
  * into the returned sum. kind and bits are constants where this is called. */
-AVX2_INLINE float walk(const struct nested_row *row, enum level_kind kind, int bits,
-                       int32_t begin, int32_t n, float *out, const float *x)
+AVX2_INLINE float walk(const struct nested_row *row, enum level_kind kind, int bits, int32_t begin,
+                       int32_t n, float *out, const float *x)
 {
     struct group_levels g;
     float lut[LEVELS_MAX] __attribute__((aligned(32)));
@@ -308,19 +308,19 @@ AVX2_INLINE float walk(const struct nested_row *row, enum level_kind kind, int b
 }
 
 /* One copy of walk per precision and kind, so that inside it both are constants. */
-#define WALK_BITS(kind)                                                                            \
-    switch (row->bits) {                                                                           \
-    case 1:                                                                                        \
-        return walk(row, kind, 1, begin, n, out, x);                                               \
-    case 2:                                                                                        \
-        return walk(row, kind, 2, begin, n, out, x);                                               \
-    case 3:                                                                                        \
-        return walk(row, kind, 3, begin, n, out, x);                                               \
-    case 4:                                                                                        \
-        return walk(row, kind, 4, begin, n, out, x);                                               \
-    default:                                                                                       \
-        INVARIANT(row->bits > 4 && row->bits <= BITS_MAX);                                         \
-        return walk(row, kind, row->bits, begin, n, out, x);                                       \
+#define WALK_BITS(kind)                                      \
+    switch (row->bits) {                                     \
+    case 1:                                                  \
+        return walk(row, kind, 1, begin, n, out, x);         \
+    case 2:                                                  \
+        return walk(row, kind, 2, begin, n, out, x);         \
+    case 3:                                                  \
+        return walk(row, kind, 3, begin, n, out, x);         \
+    case 4:                                                  \
+        return walk(row, kind, 4, begin, n, out, x);         \
+    default:                                                 \
+        INVARIANT(row->bits > 4 && row->bits <= BITS_MAX);   \
+        return walk(row, kind, row->bits, begin, n, out, x); \
     }
 
 AVX2_INLINE float walk_any(const struct nested_row *row, int32_t begin, int32_t n, float *out,

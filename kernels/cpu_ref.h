@@ -8,8 +8,8 @@
 #include "kernels/host.h"
 
 struct cpu_ref {
-    struct host_scratch row;  /* one decoded row of a matrix */
-    double *scores;           /* (n_scores) owned: attention weights of one head of one token */
+    struct host_scratch row; /* one decoded row of a matrix */
+    double *scores;          /* (n_scores) owned: attention weights of one head of one token */
     size_t n_scores;
 };
 

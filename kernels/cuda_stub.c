@@ -7,7 +7,7 @@
 static enum status absent(void)
 {
     FAIL(ST_UNSUPPORTED, "this build has no CUDA kernels yet: expected another backend, use "
-         "backend.name = \"cpu\"");
+                         "backend.name = \"cpu\"");
 }
 
 static enum status stub_open(struct backend *be, const struct backend_options *options)

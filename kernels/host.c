@@ -82,8 +82,10 @@ enum status host_check_bits(const struct tensor *bits, uint32_t bits_used)
     const uint8_t *b = bits->data;
     for (int32_t i = 0; i < bits->dims[0]; i++) {
         if (b[i] > BITS_MAX || !(bits_used >> b[i] & 1)) {
-            FAIL(ST_SHAPE, "matmul_nested: token %d has %d bits, expected a precision of bits_used "
-                 "(0x%x)", i, b[i], bits_used);
+            FAIL(ST_SHAPE,
+                 "matmul_nested: token %d has %d bits, expected a precision of bits_used "
+                 "(0x%x)",
+                 i, b[i], bits_used);
         }
     }
     return ST_OK;

@@ -6,8 +6,19 @@
 
 #include "tests/ops/rig.h"
 
-enum op { OP_NESTED, OP_DENSE, OP_ADD_PARTS, OP_EMBED, OP_RMSNORM, OP_ROPE, OP_KV, OP_ATTENTION,
-          OP_GLU, OP_STATS, OP_N };
+enum op {
+    OP_NESTED,
+    OP_DENSE,
+    OP_ADD_PARTS,
+    OP_EMBED,
+    OP_RMSNORM,
+    OP_ROPE,
+    OP_KV,
+    OP_ATTENTION,
+    OP_GLU,
+    OP_STATS,
+    OP_N
+};
 
 extern struct backend ref, dut; /* the oracle and the device under test */
 extern struct rig_rng rng;

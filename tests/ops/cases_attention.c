@@ -3,10 +3,11 @@
  */
 #include "tests/check.h"
 
+#include "core/mem.h"
 #include "tests/ops/cases.h"
 
 struct token_place put_place(struct backend *be, const int32_t *slot, const int32_t *pos,
-                                    const int32_t *kv_row, int32_t n_tok)
+                             const int32_t *kv_row, int32_t n_tok)
 {
     struct token_place place = {
         .slot = rig_put(be, tensor_1d((void *)slot, DT_I32, n_tok)),
@@ -94,7 +95,8 @@ static void test_attention(enum dtype k_type, enum dtype v_type, int32_t head_di
     for (size_t i = 0; i < n_q; i++) {
         q[i] *= 4; /* scores far enough apart to matter */
     }
-    memcpy(q + 6 * head_q, q + 5 * head_q, head_q * sizeof *q); /* the probe asks what token 5 asks */
+    memcpy(q + 6 * head_q, q + 5 * head_q,
+           head_q * sizeof *q); /* the probe asks what token 5 asks */
     char *raw[2][2];
     for (int i = 0; i < 2; i++) {
         struct backend *be = i ? &dut : &ref;
@@ -178,12 +180,44 @@ static void test_attention_by_hand(void)
     cache_free(&dut, &c);
 }
 
+/* Scratch does not follow the position: every step of a long answer would allocate. */
+static void test_no_allocation(void)
+{
+    struct backend be = rig_open(dut.ops->name, 2); /* one that has seen nothing yet */
+    struct cache c = cache_make(&be, DT_F32, DT_F16, 32);
+    const int32_t zero = 0;
+    struct token_place place = put_place(&be, &zero, &zero, &zero, 1);
+    struct tensor q = rig_room(&be, tensor_3d(NULL, DT_F32, 1, 4, 32));
+    struct tensor y = rig_room(&be, tensor_3d(NULL, DT_F32, 1, 4, 32));
+    struct tensor k = rig_room(&be, tensor_3d(NULL, DT_F32, 1, KV_HEADS, 32));
+    uint64_t before = 0;
+    for (int32_t pos = 0; pos < ROWS; pos++) {
+        place.max_pos = pos;
+        CHECK_OK(backend_upload(&be, place.pos.data, &pos, sizeof pos));
+        CHECK_OK(backend_upload(&be, place.kv_row.data, &pos, sizeof pos));
+        CHECK_OK(backend_kv_append(&be, &c.kv, &k, &k, &place));
+        CHECK_OK(backend_attention(&be, &y, &q, &c.kv, &place, 1));
+        if (pos == 0) {
+            before = mem_alloc_count();
+        }
+    }
+    CHECK(mem_alloc_count() == before);
+    rig_drop(&be, &q);
+    rig_drop(&be, &y);
+    rig_drop(&be, &k);
+    drop_place(&be, &place);
+    cache_free(&be, &c);
+    backend_close(&be);
+}
+
 int cases_attention(void)
 {
     test_attention(DT_F32, DT_F32, 64, 2);
     test_attention(DT_F16, DT_F16, 32, 4);
     test_attention(DT_F16, DT_F32, 20, 8);
+    test_attention(DT_F32, DT_F16, 20, 2);
     test_attention_by_hand();
+    test_no_allocation();
     printf("attention: %d checks, %d failed\n", check_n_run, check_n_failed);
     return check_n_failed;
 }

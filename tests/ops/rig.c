@@ -139,8 +139,9 @@ double rig_f16(uint16_t h)
 
 static int plane_bit(const struct nested_source *src, int plane, int32_t row, int32_t col)
 {
-    size_t at = ((size_t)plane * (size_t)src->n_rows + (size_t)row) *
-                    (size_t)(src->n_cols_padded / 8) + (size_t)(col / 8);
+    size_t at =
+        ((size_t)plane * (size_t)src->n_rows + (size_t)row) * (size_t)(src->n_cols_padded / 8) +
+        (size_t)(col / 8);
     return src->planes[at] >> (col % 8) & 1;
 }
 

@@ -94,12 +94,12 @@ static void test_planes_load(void)
     struct nested_matrix m = {0};
     struct nested_source bad;
     struct matrix_range r;
-#define REFUSE_SOURCE(change, part)                                                                \
-    do {                                                                                           \
-        bad = source.src;                                                                          \
-        bad.change;                                                                                \
-        CHECK_STATUS(backend_planes_load(&be, &m, &bad, &whole, 2), ST_SHAPE, part);               \
-        CHECK(m.n_resident == 0 && !m.planes);                                                     \
+#define REFUSE_SOURCE(change, part)                                                  \
+    do {                                                                             \
+        bad = source.src;                                                            \
+        bad.change;                                                                  \
+        CHECK_STATUS(backend_planes_load(&be, &m, &bad, &whole, 2), ST_SHAPE, part); \
+        CHECK(m.n_resident == 0 && !m.planes);                                       \
     } while (0)
     REFUSE_SOURCE(n_rows = 0, "expected at least (1, 1)");
     REFUSE_SOURCE(n_cols = 65, "padded to 64");
@@ -117,11 +117,11 @@ static void test_planes_load(void)
     REFUSE_SOURCE(kind[2] = LEVEL_TAIL, "kind tail");
     REFUSE_SOURCE(kind[2] = (enum level_kind)99, "levels of 2 bits");
     REFUSE_SOURCE(n_planes = 3, "levels of 4 bits");
-#define REFUSE_RANGE(change, part)                                                                 \
-    do {                                                                                           \
-        r = whole;                                                                                 \
-        r.change;                                                                                  \
-        CHECK_STATUS(backend_planes_load(&be, &m, &source.src, &r, 2), ST_SHAPE, part);            \
+#define REFUSE_RANGE(change, part)                                                      \
+    do {                                                                                \
+        r = whole;                                                                      \
+        r.change;                                                                       \
+        CHECK_STATUS(backend_planes_load(&be, &m, &source.src, &r, 2), ST_SHAPE, part); \
     } while (0)
     REFUSE_RANGE(row_begin = -1, "rows -1..8");
     REFUSE_RANGE(row_end = 9, "expected a part of (8, 64)");
@@ -279,7 +279,8 @@ static void test_places(void)
     static const int32_t wrong[] = {0, 1, 5, 10};
     for (int i = 0; i < 4; i++) {
         bad_table.rot_dim = wrong[i];
-        CHECK_STATUS(backend_rope(&be, &q, &k, &place, &bad_table), ST_SHAPE, "even number in 2..8");
+        CHECK_STATUS(backend_rope(&be, &q, &k, &place, &bad_table), ST_SHAPE,
+                     "even number in 2..8");
     }
     bad_table.rot_dim = 8;
     CHECK_STATUS(backend_rope(&be, &q, &k, &place, &bad_table), ST_SHAPE,

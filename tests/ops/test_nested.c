@@ -9,19 +9,22 @@
 #include "tests/ops/rig.h"
 
 static const enum level_kind all_tied[BITS_ALL] = {
-    [1] = LEVEL_TIED, [2] = LEVEL_TIED, [3] = LEVEL_TIED, [4] = LEVEL_TIED, [5] = LEVEL_TIED,
-    [6] = LEVEL_TIED, [7] = LEVEL_TIED, [8] = LEVEL_TIED,
+    [1] = LEVEL_TIED, [2] = LEVEL_TIED, [3] = LEVEL_TIED, [4] = LEVEL_TIED,
+    [5] = LEVEL_TIED, [6] = LEVEL_TIED, [7] = LEVEL_TIED, [8] = LEVEL_TIED,
 };
 static const enum level_kind all_free[BITS_ALL] = {
-    [1] = LEVEL_FREE, [2] = LEVEL_FREE, [3] = LEVEL_FREE, [4] = LEVEL_FREE, [5] = LEVEL_FREE,
-    [6] = LEVEL_FREE, [7] = LEVEL_FREE, [8] = LEVEL_FREE,
+    [1] = LEVEL_FREE, [2] = LEVEL_FREE, [3] = LEVEL_FREE, [4] = LEVEL_FREE,
+    [5] = LEVEL_FREE, [6] = LEVEL_FREE, [7] = LEVEL_FREE, [8] = LEVEL_FREE,
 };
 static const enum level_kind all_lut[BITS_ALL] = {
-    [1] = LEVEL_LUT, [2] = LEVEL_LUT, [3] = LEVEL_LUT, [4] = LEVEL_LUT, [5] = LEVEL_LUT,
-    [6] = LEVEL_LUT, [7] = LEVEL_LUT, [8] = LEVEL_LUT,
+    [1] = LEVEL_LUT, [2] = LEVEL_LUT, [3] = LEVEL_LUT, [4] = LEVEL_LUT,
+    [5] = LEVEL_LUT, [6] = LEVEL_LUT, [7] = LEVEL_LUT, [8] = LEVEL_LUT,
 };
 static const enum level_kind with_tail[BITS_ALL] = {
-    [2] = LEVEL_TIED, [3] = LEVEL_FREE, [4] = LEVEL_LUT, [8] = LEVEL_TAIL,
+    [2] = LEVEL_TIED,
+    [3] = LEVEL_FREE,
+    [4] = LEVEL_LUT,
+    [8] = LEVEL_TAIL,
 };
 static const enum level_kind *const families[] = {all_tied, all_free, all_lut, with_tail};
 static const char *const backends[] = {"cpu_ref", "cpu", "cpu/scalar"};
@@ -175,8 +178,8 @@ static void test_segments(struct backend *be)
             memcpy(part_x + t * 192, x + t * COLS + 64, 192 * sizeof *x);
         }
         const int32_t own_cut[] = {0, 128, 192};
-        CHECK_OK(rig_nested(be, part, &shard, bits, part_x, N_TOK, NULL, own_cut, 2,
-                            PRODUCT_SLOTS));
+        CHECK_OK(
+            rig_nested(be, part, &shard, bits, part_x, N_TOK, NULL, own_cut, 2, PRODUCT_SLOTS));
         for (int s = 0; s < 2; s++) {
             for (int t = 0; t < N_TOK; t++) {
                 CHECK(same(part + (s * N_TOK + t) * 4, y + ((s + 1) * N_TOK + t) * ROWS + 5, 4));
@@ -210,8 +213,8 @@ static void test_drop_and_load(struct backend *be)
                     CHECK_STATUS(rig_nested(be, after, &w, &bits, x, 1, NULL, NULL, 1, PRODUCT_ONE),
                                  ST_UNSUPPORTED, "asks for");
                 } else {
-                    CHECK_OK(rig_nested(be, before[b], &w, &bits, x, 1, NULL, NULL, 1,
-                                        PRODUCT_ONE));
+                    CHECK_OK(
+                        rig_nested(be, before[b], &w, &bits, x, 1, NULL, NULL, 1, PRODUCT_ONE));
                 }
             }
         }
@@ -300,10 +303,9 @@ static void test_dense(const char *name)
                 for (int t = 0; t < N_TOK; t++) {
                     memcpy(part_x + t * n, x + t * COLS + cut[s], (size_t)n * sizeof *x);
                 }
-                struct tensor part = tensor_2d(d ? (void *)part_half : (void *)part_w,
-                                               weights[d].dtype, ROWS, n);
-                CHECK_OK(rig_dense(&be, again, &part, part_x, N_TOK, NULL, NULL, 1,
-                                   PRODUCT_SLOTS));
+                struct tensor part =
+                    tensor_2d(d ? (void *)part_half : (void *)part_w, weights[d].dtype, ROWS, n);
+                CHECK_OK(rig_dense(&be, again, &part, part_x, N_TOK, NULL, NULL, 1, PRODUCT_SLOTS));
                 CHECK(same(again, y + s * N_TOK * ROWS, N_TOK * ROWS));
             }
             backend_close(&be);

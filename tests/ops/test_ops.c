@@ -14,12 +14,15 @@ static struct {
     const char *name;
     double bound, worst;
 } ops[OP_N] = {
-    [OP_NESTED] = {"matmul_nested", 1e-6, 0}, [OP_DENSE] = {"matmul_dense", 1e-6, 0},
+    [OP_NESTED] = {"matmul_nested", 1e-6, 0},
+    [OP_DENSE] = {"matmul_dense", 1e-6, 0},
     [OP_ADD_PARTS] = {"add_parts", 0, 0}, /* f32 in a stated order: exact */
     [OP_EMBED] = {"embed", 0, 0},         /* a conversion: exact */
-    [OP_RMSNORM] = {"rmsnorm", 1e-6, 0},      [OP_ROPE] = {"rope", 1e-6, 0},
-    [OP_KV] = {"kv_append", 0, 0},        /* one rounding: exact */
-    [OP_ATTENTION] = {"attention", 1e-6, 0},  [OP_GLU] = {"glu", 1e-6, 0},
+    [OP_RMSNORM] = {"rmsnorm", 1e-6, 0},
+    [OP_ROPE] = {"rope", 1e-6, 0},
+    [OP_KV] = {"kv_append", 0, 0}, /* one rounding: exact */
+    [OP_ATTENTION] = {"attention", 1e-6, 0},
+    [OP_GLU] = {"glu", 1e-6, 0},
     [OP_STATS] = {"logit_stats", 1e-6, 0},
 };
 
@@ -76,11 +79,10 @@ static void one_nested(const struct rig_matrix *m, int32_t n_tok, int32_t n_segm
     even_cuts(cut, n_segments, src->n_cols, src->group_cols);
     const float *b = with_bias && n_segments == 1 ? bias : NULL;
     const int32_t *c = n_segments == 1 ? NULL : cut;
-    for (int p = PRODUCT_ONE; p <= PRODUCT_CHUNK; p++) {
-        CHECK_OK(rig_nested(&ref, expected, &w_ref, bits, x, n_tok, b, c, n_segments, p));
-        CHECK_OK(rig_nested(&dut, got, &w_dut, bits, x, n_tok, b, c, n_segments, p));
-        COMPARE(OP_NESTED, got, expected, n_y);
-    }
+    enum product p = (enum product)(n_tok % 3); /* every one has its turn */
+    CHECK_OK(rig_nested(&ref, expected, &w_ref, bits, x, n_tok, b, c, n_segments, p));
+    CHECK_OK(rig_nested(&dut, got, &w_dut, bits, x, n_tok, b, c, n_segments, p));
+    COMPARE(OP_NESTED, got, expected, n_y);
     backend_planes_drop(&ref, &w_ref, 0);
     backend_planes_drop(&dut, &w_dut, 0);
     free(x);
@@ -93,7 +95,7 @@ static void one_nested(const struct rig_matrix *m, int32_t n_tok, int32_t n_segm
 static void test_nested(void)
 {
     static const int32_t shapes[][3] = {/* rows, columns, group */
-                                        {1, 1, 32},    {7, 32, 32},   {33, 100, 32}, {5, 65, 64},
+                                        {1, 1, 32},     {7, 32, 32},    {33, 100, 32}, {5, 65, 64},
                                         {64, 256, 128}, {17, 200, 128}, {96, 512, 64}};
     static const int32_t n_toks[] = {1, 2, 3, 5, 16, 33};
     static const struct {
@@ -154,8 +156,8 @@ static void test_dense(void)
                     const float *b = n_seg == 1 && t % 2 ? bias : NULL;
                     CHECK_OK(rig_dense(&ref, expected, &weights[d], x, n_tok, b, cut, n_seg,
                                        PRODUCT_SLOTS));
-                    CHECK_OK(rig_dense(&dut, got, &weights[d], x, n_tok, b, cut, n_seg,
-                                       PRODUCT_SLOTS));
+                    CHECK_OK(
+                        rig_dense(&dut, got, &weights[d], x, n_tok, b, cut, n_seg, PRODUCT_SLOTS));
                     COMPARE(OP_DENSE, got, expected, n_y);
                     free(x);
                     free(expected);

@@ -80,8 +80,12 @@ static void test_codes(void)
     }
     /* by hand: bit t of byte j of a plane's row is column 8j + t */
     uint8_t two[2][1][4] = {{{0, 0x20, 0, 0}}, {{0, 0x60, 0, 0}}};
-    struct nested_source hand = {.n_rows = 1, .n_cols = 32, .n_cols_padded = 32, .group_cols = 32,
-                                 .n_planes = 2, .planes = two[0][0]};
+    struct nested_source hand = {.n_rows = 1,
+                                 .n_cols = 32,
+                                 .n_cols_padded = 32,
+                                 .group_cols = 32,
+                                 .n_planes = 2,
+                                 .planes = two[0][0]};
     CHECK(bitplane_code(&hand, 0, 13, 2) == 3 && bitplane_code(&hand, 0, 14, 2) == 1);
     CHECK(bitplane_code(&hand, 0, 13, 1) == 1 && bitplane_code(&hand, 0, 12, 2) == 0);
 }

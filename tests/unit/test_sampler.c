@@ -42,9 +42,13 @@ static void test_keys(void)
     sampler_key(base, 1, 2, 3, 4);
     sampler_key(other, 1, 2, 3, 4);
     CHECK(memcmp(base, other, sizeof base) == 0);
-    static const uint64_t args[][4] = {
-        {2, 2, 3, 4},          {1, 3, 3, 4},          {1, 2, 4, 4},         {1, 2, 3, 5},
-        {1 | 1ull << 32, 2, 3, 4}, {1, 2 | 1ull << 32, 3, 4}, {1, 2, 4, 3}};
+    static const uint64_t args[][4] = {{2, 2, 3, 4},
+                                       {1, 3, 3, 4},
+                                       {1, 2, 4, 4},
+                                       {1, 2, 3, 5},
+                                       {1 | 1ull << 32, 2, 3, 4},
+                                       {1, 2 | 1ull << 32, 3, 4},
+                                       {1, 2, 4, 3}};
     for (size_t i = 0; i < 7; i++) {
         sampler_key(other, args[i][0], args[i][1], (uint32_t)args[i][2], (uint32_t)args[i][3]);
         CHECK(base[0] != other[0] && base[1] != other[1]);
@@ -73,8 +77,7 @@ static bool same_stats(const struct logit_stats *a, const struct logit_stats *b)
 {
     return a->max == b->max && a->second == b->second && a->argmax == b->argmax &&
            a->target == b->target && a->pick_score == b->pick_score && a->pick == b->pick &&
-           a->pick_logit == b->pick_logit &&
-           fabsf(a->sum_exp - b->sum_exp) <= 1e-5f * b->sum_exp &&
+           a->pick_logit == b->pick_logit && fabsf(a->sum_exp - b->sum_exp) <= 1e-5f * b->sum_exp &&
            fabsf(a->sum_exp_l - b->sum_exp_l) <= 1e-5f * (1 + fabsf(b->sum_exp_l));
 }
 
@@ -162,7 +165,8 @@ static void test_result(void)
 static void test_sampling(void)
 {
     enum { DRAWS = 40000, K = 5 };
-    static const float logits[K] = {1.0f, 0.0f, 2.0f, -1.0f, 1.5f}, temperatures[] = {1.0f, 0.5f, 2.0f};
+    static const float logits[K] = {1.0f, 0.0f, 2.0f, -1.0f, 1.5f},
+                       temperatures[] = {1.0f, 0.5f, 2.0f};
     for (int c = 0; c < 3; c++) {
         int count[K] = {0};
         double p[K], sum = 0, sum_1 = 0, chi2 = 0;

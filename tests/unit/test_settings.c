@@ -52,7 +52,7 @@ static void test_defaults(void)
     CHECK(s.policy.switches[0] == '\0' && s.policy.alternate[0] == '\0');
     CHECK_NEAR(s.policy.dial, 0.5, 0);
     CHECK(strcmp(s.output.dir, "results/run") == 0 && !s.output.kv_features);
-    CHECK(s.run.max_deaths == 3 && strcmp(s.log.level, "info") == 0 && s.prompts.limit == 0);
+    CHECK(strcmp(s.log.level, "info") == 0 && s.prompts.limit == 0);
 }
 
 /* Every row points into the struct, at a place of its own, with a default inside its own range. */
@@ -111,8 +111,8 @@ static void test_files(void)
     s = parse("");
     s = parse("run.name = \"\xc3\xa9t\xc3\xa9\";");
     CHECK(strcmp(s.run.name, "\xc3\xa9t\xc3\xa9") == 0);
-    s = parse("run.name = \"a\";\r\nrun.max_deaths = 4;\r\n");
-    CHECK(s.run.max_deaths == 4);
+    s = parse("run.name = \"a\";\r\ndecode.slots = 4;\r\n");
+    CHECK(s.decode.slots == 4);
 }
 
 static void test_refusals(void)
