@@ -35,8 +35,8 @@ struct backend_options {
 struct nested_matrix {
     enum level_kind kind[BITS_ALL]; /* per precision; NONE: not held */
     int32_t n_rows, n_cols, n_cols_padded, group_cols;
-    int32_t n_planes;   /* planes of the source */
-    int32_t n_resident; /* planes loaded: 0..n_planes */
+    int32_t n_planes;                /* planes of the source */
+    int32_t n_resident;              /* planes loaded: 0..n_planes */
     void *planes, *levels[BITS_ALL]; /* owned by the backend */
 };
 
@@ -46,7 +46,8 @@ struct matrix_range {
     int32_t row_begin, row_end, col_begin, col_end;
 };
 
-/* How the decoder names a product: fixed by the run's configuration, never by what shares a pass. */
+/* How the decoder names a product: fixed by the run's configuration, never by what shares a pass.
+ */
 enum product {
     PRODUCT_ONE,   /* a decode pass of a run with one slot */
     PRODUCT_SLOTS, /* every other decode pass */
@@ -88,21 +89,21 @@ enum activation { ACT_SILU };
 /* What the sampler needs from logits, per token. Statistics are of one contiguous part of the
  * vocabulary; parts merge exactly in vocabulary order (core/sampler.h). */
 struct logit_stats {
-    float max, second;   /* largest and second largest logit (-inf when there is none) */
-    int32_t argmax;      /* global id of max; the lowest id wins ties */
-    float sum_exp;       /* sum exp(l - max) */
-    float sum_exp_l;     /* sum exp(l - max) * (l - max) */
-    float target;        /* logit of the target id; -inf when it is not in this part */
-    float pick_score;    /* max of l / temperature + Gumbel noise of the id */
-    int32_t pick;        /* its id: an exact sample of softmax(l / temperature) */
-    float pick_logit;    /* its logit */
+    float max, second; /* largest and second largest logit (-inf when there is none) */
+    int32_t argmax;    /* global id of max; the lowest id wins ties */
+    float sum_exp;     /* sum exp(l - max) */
+    float sum_exp_l;   /* sum exp(l - max) * (l - max) */
+    float target;      /* logit of the target id; -inf when it is not in this part */
+    float pick_score;  /* max of l / temperature + Gumbel noise of the id */
+    int32_t pick;      /* its id: an exact sample of softmax(l / temperature) */
+    float pick_logit;  /* its logit */
 };
 
 /* Per token: what to compute beside the statistics. Host memory, copied by the call. */
 struct logit_want {
-    int32_t target;     /* global vocabulary id to report, or -1 */
-    float temperature;  /* 0: greedy (pick = argmax) */
-    uint64_t key[2];    /* of the counter-based generator: sampler_key() */
+    int32_t target;    /* global vocabulary id to report, or -1 */
+    float temperature; /* 0: greedy (pick = argmax) */
+    uint64_t key[2];   /* of the counter-based generator: sampler_key() */
 };
 
 struct backend_ops {
@@ -182,7 +183,8 @@ MUST_CHECK enum status backend_sync(struct backend *be);
 
 /* Makes planes 0..n_planes-1 of the range of src resident, with the levels of every precision
  * <= n_planes that src holds. Planes already resident stay where they are. src->group_cols is a
- * multiple of 32. Errors: ST_SHAPE (range, group, n_planes), ST_NOMEM; on failure w is as before. */
+ * multiple of 32. Errors: ST_SHAPE (range, group, n_planes), ST_NOMEM; on failure w is as before.
+ */
 MUST_CHECK enum status backend_planes_load(struct backend *be, struct nested_matrix *w,
                                            const struct nested_source *src,
                                            const struct matrix_range *range, int n_planes);
@@ -214,14 +216,14 @@ MUST_CHECK enum status backend_embed(struct backend *be, struct tensor *x,
                                      const struct tensor *table, const struct tensor *ids);
 /* y = x / sqrt(mean(x^2) + eps) * gain; x, y (n_tok, n) F32, gain (n) F32; y may be x.
  * Source: RMSNorm (arXiv 1910.07467), eq. 4, with eps inside the root as Llama has it. */
-MUST_CHECK enum status backend_rmsnorm(struct backend *be, struct tensor *y,
-                                       const struct tensor *x, const struct tensor *gain,
-                                       float eps);
+MUST_CHECK enum status backend_rmsnorm(struct backend *be, struct tensor *y, const struct tensor *x,
+                                       const struct tensor *gain, float eps);
 /* Rotates q (n_tok, n_heads_local, head_dim) and k (n_tok, n_kv_heads_local, head_dim) in place. */
 MUST_CHECK enum status backend_rope(struct backend *be, struct tensor *q, struct tensor *k,
                                     const struct token_place *place,
                                     const struct rope_table *table);
-/* Writes k, v (n_tok, n_kv_heads_local, head_dim) F32 to their rows, rounded to the cache's format. */
+/* Writes k, v (n_tok, n_kv_heads_local, head_dim) F32 to their rows, rounded to the cache's format.
+ */
 MUST_CHECK enum status backend_kv_append(struct backend *be, struct kv_layer *kv,
                                          const struct tensor *k, const struct tensor *v,
                                          const struct token_place *place);
@@ -231,9 +233,8 @@ MUST_CHECK enum status backend_attention(struct backend *be, struct tensor *y,
                                          const struct tensor *q, const struct kv_layer *kv,
                                          const struct token_place *place, float scale);
 /* y = act(gate) * up, all (n_tok, n) F32; y may be gate. */
-MUST_CHECK enum status backend_glu(struct backend *be, struct tensor *y,
-                                   const struct tensor *gate, const struct tensor *up,
-                                   enum activation act);
+MUST_CHECK enum status backend_glu(struct backend *be, struct tensor *y, const struct tensor *gate,
+                                   const struct tensor *up, enum activation act);
 /* Statistics of logits (n_tok, n_vocab_local) F32 whose first column is the global id first_id, in
  * n_cuts parts: part c is columns cut[c]..cut[c + 1] (n_cuts = 1 and cut NULL: one part).
  * out (n_tok, n_cuts) and want (n_tok) are host memory. Synchronises. */

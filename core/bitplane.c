@@ -120,7 +120,8 @@ void bitplane_level_table(float *out, const struct nested_source *w, int32_t row
     float alpha[BITS_MAX];
     switch (w->kind[bits]) {
     case LEVEL_TIED:
-        level_table_tied(out, bits, f16_to_f32(w->scale[bits][at]), f16_to_f32(w->offset[bits][at]));
+        level_table_tied(out, bits, f16_to_f32(w->scale[bits][at]),
+                         f16_to_f32(w->offset[bits][at]));
         return;
     case LEVEL_FREE:
         for (int p = 0; p < bits; p++) {

@@ -36,12 +36,12 @@ struct nested_source {
     enum level_kind kind[BITS_ALL];
     int32_t n_rows, n_cols, n_cols_padded, group_cols;
     int32_t n_planes;
-    const uint8_t *planes;             /* (n_planes, n_rows, n_cols_padded / 8) */
-    const uint16_t *scale[BITS_ALL];   /* (n_rows, n_groups) F16: TIED, TAIL */
-    const uint16_t *offset[BITS_ALL];  /* (n_rows, n_groups) F16: TIED, FREE, TAIL */
-    const uint16_t *alpha[BITS_ALL];   /* (n_rows, n_groups, b) F16: FREE */
-    const uint16_t *lut[BITS_ALL];     /* (n_rows, 2^b) F16: LUT */
-    const uint16_t *tail;              /* (n_rows, n_groups) F16: TAIL, precision 8 */
+    const uint8_t *planes;            /* (n_planes, n_rows, n_cols_padded / 8) */
+    const uint16_t *scale[BITS_ALL];  /* (n_rows, n_groups) F16: TIED, TAIL */
+    const uint16_t *offset[BITS_ALL]; /* (n_rows, n_groups) F16: TIED, FREE, TAIL */
+    const uint16_t *alpha[BITS_ALL];  /* (n_rows, n_groups, b) F16: FREE */
+    const uint16_t *lut[BITS_ALL];    /* (n_rows, 2^b) F16: LUT */
+    const uint16_t *tail;             /* (n_rows, n_groups) F16: TAIL, precision 8 */
 };
 
 /* n_cols_padded / group_cols */

@@ -49,9 +49,9 @@ MUST_CHECK enum status checkpoint_get_shape(const struct checkpoint *ckpt, const
  * each precision, LEVEL_NONE: not held). Checks every dtype and shape against n_rows, n_cols,
  * group and n_planes. Pointers in *out borrow from the mapping. */
 MUST_CHECK enum status checkpoint_get_nested(const struct checkpoint *ckpt, const char *name,
-                                             const enum level_kind kinds[BITS_ALL],
-                                             int32_t n_rows, int32_t n_cols, int32_t group_cols,
-                                             int32_t n_planes, struct nested_source *out);
+                                             const enum level_kind kinds[BITS_ALL], int32_t n_rows,
+                                             int32_t n_cols, int32_t group_cols, int32_t n_planes,
+                                             struct nested_source *out);
 
 /* 32 hexadecimal digits of XXH3-128 over config.json and all tensors (name, dtype, shape, bytes) in
  * order of name: the same for one file or shards of the same tensors. Reads everything once. */

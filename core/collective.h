@@ -1,6 +1,6 @@
 /* DOOR 2: the ranks that hold one replica together (a tensor-parallel group). Everything here is
- * collective over the replica and called by all of its ranks in the same order with the same shapes.
- * Results are the same bits on every rank and do not depend on the size of the message.
+ * collective over the replica and called by all of its ranks in the same order with the same
+ * shapes. Results are the same bits on every rank and do not depend on the size of the message.
  * SPDX-License-Identifier: Apache-2.0
  */
 #ifndef PMPD_CORE_COLLECTIVE_H
@@ -19,8 +19,8 @@ struct collective {
 struct collective_ops {
     const char *name; /* "local", "mpi", "nccl" */
     enum status (*all_reduce_sum)(struct collective *c, struct tensor *x);
-    enum status (*all_gather)(struct collective *c, struct tensor *whole,
-                              const struct tensor *part, const size_t *counts);
+    enum status (*all_gather)(struct collective *c, struct tensor *whole, const struct tensor *part,
+                              const size_t *counts);
     enum status (*broadcast)(struct collective *c, struct tensor *x, int root);
     void (*close)(struct collective *c);
 };

@@ -18,24 +18,24 @@ struct decoder {
     int32_t rows; /* most tokens of a pass */
     /* Backend scratch, cut from one block. R = rows. */
     void *block;
-    float *x, *h;           /* (R, hidden) residual stream, normed */
-    float *q, *att;         /* (R, n_heads_local, head_dim) */
-    float *k, *v;           /* (R, n_kv_heads_local, head_dim) */
-    float *gate, *up;       /* (R, ffn_local) */
-    float *parts, *gathered; /* (segments, R, hidden): this rank's, the replica's */
-    float *logits;          /* (R, n_vocab_local) */
+    float *x, *h;                       /* (R, hidden) residual stream, normed */
+    float *q, *att;                     /* (R, n_heads_local, head_dim) */
+    float *k, *v;                       /* (R, n_kv_heads_local, head_dim) */
+    float *gate, *up;                   /* (R, ffn_local) */
+    float *parts, *gathered;            /* (segments, R, hidden): this rank's, the replica's */
+    float *logits;                      /* (R, n_vocab_local) */
     int32_t *ids, *slot, *pos, *kv_row; /* (R) */
-    uint8_t *bits;          /* (n_layers * M_N_ROLES + 1, R) */
+    uint8_t *bits;                      /* (n_layers * M_N_ROLES + 1, R) */
     /* Host scratch. */
     int32_t *host_ids, *host_slot, *host_pos, *host_row; /* (R), one block */
-    uint8_t *host_bits;     /* as bits */
-    uint32_t *bits_used;    /* (n_layers * M_N_ROLES + 1) */
-    int32_t *levels_of;     /* (R) level of each token */
-    struct logit_stats *stats_local, *stats_all; /* (R, cuts): this rank's, all ranks' */
-    struct logit_want *wants;                    /* (R) */
-    size_t *counts;         /* (ranks) */
-    float *feature_scratch; /* allocated on first use */
-    int32_t last_results;   /* rows of logits of the last pass */
+    uint8_t *host_bits;                                  /* as bits */
+    uint32_t *bits_used;                                 /* (n_layers * M_N_ROLES + 1) */
+    int32_t *levels_of;                                  /* (R) level of each token */
+    struct logit_stats *stats_local, *stats_all;         /* (R, cuts): this rank's, all ranks' */
+    struct logit_want *wants;                            /* (R) */
+    size_t *counts;                                      /* (ranks) */
+    float *feature_scratch;                              /* allocated on first use */
+    int32_t last_results;                                /* rows of logits of the last pass */
 };
 
 /* ---- creation ---- */
@@ -56,7 +56,8 @@ static size_t lay_out(struct decoder *d, char *base)
     const struct model_shard *s = &d->w->shard;
     size_t used = 0, r = (size_t)d->rows, hidden = (size_t)c->hidden, hd = (size_t)c->head_dim;
     size_t heads = (size_t)(s->head_end - s->head_begin), kv = (size_t)(s->kv_end - s->kv_begin);
-    size_t ffn = (size_t)(s->ffn_end - s->ffn_begin), vocab = (size_t)(s->vocab_end - s->vocab_begin);
+    size_t ffn = (size_t)(s->ffn_end - s->ffn_begin),
+           vocab = (size_t)(s->vocab_end - s->vocab_begin);
     int32_t own_attn = s->attn.end - s->attn.begin, own_mlp = s->mlp.end - s->mlp.begin;
     size_t own = (size_t)(own_attn > own_mlp ? own_attn : own_mlp);
     size_t all = (size_t)(s->attn.total > s->mlp.total ? s->attn.total : s->mlp.total);
@@ -125,8 +126,10 @@ enum status decoder_create(struct decoder **out, struct backend *be, struct coll
     TRY_GOTO(st, backend_alloc(be, &d->block, bytes), fail);
     lay_out(d, d->block);
     TRY_GOTO(st, make_rope(d), fail);
-    TRY_GOTO(st, kvcache_create(&d->kv, be, c, &weights->shard, options->n_slots, options->max_tok,
-                                1, options->kv_dtype), fail);
+    TRY_GOTO(st,
+             kvcache_create(&d->kv, be, c, &weights->shard, options->n_slots, options->max_tok, 1,
+                            options->kv_dtype),
+             fail);
     TRY_GOTO(st, MEM_NEW(&d->host_ids, 4 * r), fail);
     d->host_slot = d->host_ids + r;
     d->host_pos = d->host_slot + r;
@@ -218,8 +221,7 @@ static enum status multiply(struct decoder *d, const struct pass *p, const struc
                       .bits_used = d->bits_used[m]};
     struct tensor tx = tensor_2d(x + (size_t)first * (size_t)n_cols, DT_F32, n_tok, n_cols);
     struct tensor ty = tensor_3d(y, DT_F32, n_segments, n_tok, n_rows);
-    struct tensor bits =
-        tensor_1d(d->bits + (size_t)m * (size_t)d->rows + first, DT_U8, n_tok);
+    struct tensor bits = tensor_1d(d->bits + (size_t)m * (size_t)d->rows + first, DT_U8, n_tok);
     if (n_segments == 1) {
         ty = tensor_2d(y, DT_F32, n_tok, n_rows);
     }
@@ -246,7 +248,8 @@ static enum status add_segments(struct decoder *d, const struct pass *p,
         return backend_add_parts(d->be, &x, &parts, NULL);
     }
     for (int r = 0; r < d->coll->size; r++) {
-        int32_t n = split_at(share->total, d->coll->size, r + 1) - split_at(share->total, d->coll->size, r);
+        int32_t n =
+            split_at(share->total, d->coll->size, r + 1) - split_at(share->total, d->coll->size, r);
         d->counts[r] = (size_t)n * (size_t)p->n_tok * (size_t)hidden;
     }
     struct tensor all = tensor_3d(d->gathered, DT_F32, share->total, p->n_tok, hidden);
@@ -308,7 +311,8 @@ static enum status read_out(struct decoder *d, const struct pass *p, struct toke
     if (n == 0) {
         return backend_sync(d->be);
     }
-    struct tensor x = tensor_2d(d->x + (size_t)first * (size_t)c->hidden, DT_F32, n, c->hidden), h = x;
+    struct tensor x = tensor_2d(d->x + (size_t)first * (size_t)c->hidden, DT_F32, n, c->hidden),
+                  h = x;
     h.data = d->h + (size_t)first * (size_t)c->hidden;
     TRY(backend_rmsnorm(d->be, &h, &x, &d->w->final_norm, c->norm_eps));
     TRY(multiply(d, p, &d->w->head, c->n_layers * M_N_ROLES, d->logits, d->h, first, NULL));
@@ -316,12 +320,13 @@ static enum status read_out(struct decoder *d, const struct pass *p, struct toke
     TRY(backend_logit_stats(d->be, d->stats_local, &logits, s->vocab_begin,
                             own > 1 ? share->cut : NULL, own, d->wants));
     for (int r = 0; r < d->coll->size; r++) {
-        int32_t parts = split_at(share->total, d->coll->size, r + 1) - split_at(share->total, d->coll->size, r);
+        int32_t parts =
+            split_at(share->total, d->coll->size, r + 1) - split_at(share->total, d->coll->size, r);
         d->counts[r] = (size_t)n * (size_t)parts * sizeof *d->stats_all;
     }
     struct tensor mine = tensor_1d(d->stats_local, DT_U8, (int32_t)d->counts[d->coll->rank]);
-    struct tensor all = tensor_1d(d->stats_all, DT_U8,
-                                  (int32_t)((size_t)n * (size_t)share->total * sizeof *d->stats_all));
+    struct tensor all = tensor_1d(
+        d->stats_all, DT_U8, (int32_t)((size_t)n * (size_t)share->total * sizeof *d->stats_all));
     TRY(collective_all_gather(d->coll, &all, &mine, d->counts));
     for (int32_t i = 0; i < n; i++) {
         struct logit_stats parts[SHARD_MAX_SEGMENTS], merged;
@@ -340,7 +345,8 @@ static enum status read_out(struct decoder *d, const struct pass *p, struct toke
         }
         sampler_merge(&merged, parts, n_merged);
         if (merged.argmax < 0 || !isfinite(merged.sum_exp) || !isfinite(merged.max)) {
-            FAIL(ST_FORMAT, "the logits of a token are not finite (largest %g): damaged weights, or "
+            FAIL(ST_FORMAT,
+                 "the logits of a token are not finite (largest %g): damaged weights, or "
                  "activations beyond the KV format's range (try kv.format = \"f32\")",
                  (double)merged.max);
         }
@@ -484,7 +490,8 @@ enum status decoder_logits(struct decoder *d, float *out)
         /* the same arithmetic as dist/shard: rank r holds whole vocabulary segments */
         int32_t seg0 = split_at(share->total, d->coll->size, r);
         int32_t seg1 = split_at(share->total, d->coll->size, r + 1);
-        d->counts[r] = (size_t)(split_at(vocab, share->total, seg1) - split_at(vocab, share->total, seg0));
+        d->counts[r] =
+            (size_t)(split_at(vocab, share->total, seg1) - split_at(vocab, share->total, seg0));
     }
     for (int32_t i = 0; i < d->last_results; i++) {
         struct tensor part = tensor_1d(d->logits + (size_t)i * (size_t)own, DT_F32, own);

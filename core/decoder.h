@@ -21,11 +21,11 @@
 struct decoder;
 
 struct decoder_options {
-    int32_t n_slots;        /* sequences that decode together */
-    int32_t max_tok;        /* tokens of a slot, at most the model's context */
-    int32_t prefill_chunk;  /* tokens of one prefill pass */
-    enum dtype kv_dtype;    /* F16 or F32 */
-    bool adds_tokens;       /* the policy may add probe tokens: decode uses the SLOTS product */
+    int32_t n_slots;       /* sequences that decode together */
+    int32_t max_tok;       /* tokens of a slot, at most the model's context */
+    int32_t prefill_chunk; /* tokens of one prefill pass */
+    enum dtype kv_dtype;   /* F16 or F32 */
+    bool adds_tokens;      /* the policy may add probe tokens: decode uses the SLOTS product */
 };
 
 /* Everything is allocated here. Not collective. be, coll, weights and levels are borrowed and must

@@ -28,13 +28,16 @@ enum status kvcache_create(struct kvcache *out, struct backend *be,
     TRY_GOTO(st, MEM_NEW(&out->n_filled, n_slots), fail);
     st = backend_alloc(be, &out->block, out->bytes);
     if (st != ST_OK) {
-        status_prefix(st, "KV cache of %.1f MB (%d slots of %d tokens); fewer decode.slots or a "
-                      "smaller decode.context need less: ", 1e-6 * (double)out->bytes, n_slots, max_tok);
+        status_prefix(st,
+                      "KV cache of %.1f MB (%d slots of %d tokens); fewer decode.slots or a "
+                      "smaller decode.context need less: ",
+                      1e-6 * (double)out->bytes, n_slots, max_tok);
         goto fail;
     }
     for (int l = 0; l < config->n_layers; l++) {
         char *k = (char *)out->block + 2 * (size_t)l * one;
-        out->layers[l].k = tensor_4d(k, dtype, n_slots, out->n_kv_local, out->n_rows, out->head_dim);
+        out->layers[l].k =
+            tensor_4d(k, dtype, n_slots, out->n_kv_local, out->n_rows, out->head_dim);
         out->layers[l].v =
             tensor_4d(k + one, dtype, n_slots, out->n_kv_local, out->n_rows, out->head_dim);
     }
@@ -58,7 +61,8 @@ void kvcache_free(struct kvcache *kv)
 static enum status read_head(const struct kvcache *kv, const struct tensor *t, int32_t slot,
                              int32_t head, int32_t n_tok, float *out)
 {
-    size_t row = (size_t)kv->head_dim * dtype_bytes(kv->dtype), n = (size_t)n_tok * (size_t)kv->head_dim;
+    size_t row = (size_t)kv->head_dim * dtype_bytes(kv->dtype),
+           n = (size_t)n_tok * (size_t)kv->head_dim;
     size_t at = ((size_t)slot * (size_t)kv->n_kv_local + (size_t)head) * (size_t)kv->n_rows * row;
     TRY(backend_download(kv->be, out, (const char *)t->data + at, (size_t)n_tok * row));
     if (kv->dtype == DT_F16) { /* widen in place from the end */
@@ -84,7 +88,8 @@ enum status kvcache_features(const struct kvcache *kv, struct collective *coll,
     /* A replicated head counts on the first rank that holds it: rank r's range begins where the
      * ranks before it end. The ranges come from the same arithmetic on every rank. */
     int64_t kv_range[2] = {shard->kv_begin, shard->kv_end}, all[2048];
-    struct tensor part = tensor_1d(kv_range, DT_I64, 2), whole = tensor_1d(all, DT_I64, 2 * coll->size);
+    struct tensor part = tensor_1d(kv_range, DT_I64, 2),
+                  whole = tensor_1d(all, DT_I64, 2 * coll->size);
     for (int r = 0; r < coll->size; r++) {
         counts[r] = 2;
     }

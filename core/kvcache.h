@@ -10,12 +10,12 @@
 #include "core/weights.h"
 
 struct kvcache {
-    struct backend *be;       /* borrowed */
-    struct kv_layer *layers;  /* (n_layers) owned */
-    int32_t *n_filled;        /* (n_slots) owned: tokens in the slot */
-    void *block;              /* owned (backend) */
+    struct backend *be;      /* borrowed */
+    struct kv_layer *layers; /* (n_layers) owned */
+    int32_t *n_filled;       /* (n_slots) owned: tokens in the slot */
+    void *block;             /* owned (backend) */
     int32_t n_layers, n_slots, n_kv_local, n_rows, head_dim, max_tok;
-    enum dtype dtype;         /* F16 or F32 */
+    enum dtype dtype; /* F16 or F32 */
     size_t bytes;
 };
 

@@ -57,11 +57,14 @@ static enum status parse_bits(int *bits, const char *word, uint32_t held, const 
     char *end = NULL;
     long b = strtol(word, &end, 10);
     if (end == word || *end != '\0') {
-        FAIL(ST_USER, "level \"%s\": expected a number of bits or \"max\", found \"%s\"", level, word);
+        FAIL(ST_USER, "level \"%s\": expected a number of bits or \"max\", found \"%s\"", level,
+             word);
     }
     if (held == 0) {
-        FAIL(ST_USER, "level \"%s\": the %s of this model are not nested, so they have one precision "
-             "only; use the level \"max\", or quantise the model first (pmpd quantize)", level, what);
+        FAIL(ST_USER,
+             "level \"%s\": the %s of this model are not nested, so they have one precision "
+             "only; use the level \"max\", or quantise the model first (pmpd quantize)",
+             level, what);
     }
     if (b < 1 || b > BITS_MAX || !(held >> b & 1)) {
         FAIL(ST_USER, "level \"%s\": the %s of this model do not hold %ld bits; they hold %s",
@@ -89,7 +92,8 @@ static enum status parse_layers(int *first, int *last, const char *word, int n_l
         good = end != second;
     }
     if (!good || *end != '\0' || a < 0 || b < a || b >= n_layers) {
-        FAIL(ST_USER, "level \"%s\": expected layers as \"*\", \"3\" or \"0-5\" within 0-%d, found \"%s\"",
+        FAIL(ST_USER,
+             "level \"%s\": expected layers as \"*\", \"3\" or \"0-5\" within 0-%d, found \"%s\"",
              level, n_layers - 1, word);
     }
     *first = (int)a;
@@ -110,8 +114,10 @@ static enum status parse_role(int *first, int *last, const char *word, const cha
             return ST_OK;
         }
     }
-    FAIL(ST_USER, "level \"%s\": unknown matrix \"%s\"; expected q_proj, k_proj, v_proj, o_proj, "
-         "gate_proj, up_proj, down_proj, * or head", level, word);
+    FAIL(ST_USER,
+         "level \"%s\": unknown matrix \"%s\"; expected q_proj, k_proj, v_proj, o_proj, "
+         "gate_proj, up_proj, down_proj, * or head",
+         level, word);
 }
 
 /* One "LAYERS.MATRIX=BITS" or "head=BITS". */
@@ -119,8 +125,8 @@ static enum status apply_part(const struct level_table *t, struct level *l, char
 {
     char *equals = strchr(part, '=');
     if (!equals) {
-        FAIL(ST_USER, "level \"%s\": expected LAYERS.MATRIX=BITS or head=BITS, found \"%s\"", l->text,
-             part);
+        FAIL(ST_USER, "level \"%s\": expected LAYERS.MATRIX=BITS or head=BITS, found \"%s\"",
+             l->text, part);
     }
     *equals = '\0';
     int bits = 0;
@@ -131,7 +137,8 @@ static enum status apply_part(const struct level_table *t, struct level *l, char
     }
     char *dot = strchr(part, '.');
     if (!dot) {
-        FAIL(ST_USER, "level \"%s\": expected LAYERS.MATRIX before \"=\", found \"%s\"", l->text, part);
+        FAIL(ST_USER, "level \"%s\": expected LAYERS.MATRIX before \"=\", found \"%s\"", l->text,
+             part);
     }
     *dot = '\0';
     int layer0 = 0, layer1 = 0, role0 = 0, role1 = 0;

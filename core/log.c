@@ -65,8 +65,8 @@ void progress_update(struct progress *p, double done)
         if (now - p->shown_s < REDRAW_S && share < 1) {
             return;
         }
-        fprintf(stderr, "\r\033[Kpmpd: %s %3.0f %%  %.0f of %.0f %s, %.1f %s/s, ETA %.0f s", p->what,
-                100 * share, done, p->total, p->unit, rate, p->unit, eta);
+        fprintf(stderr, "\r\033[Kpmpd: %s %3.0f %%  %.0f of %.0f %s, %.1f %s/s, ETA %.0f s",
+                p->what, 100 * share, done, p->total, p->unit, rate, p->unit, eta);
         fflush(stderr);
     } else {
         int tenths = (int)(10 * share);

@@ -28,9 +28,9 @@ struct model_config {
     double rope_theta;
     float norm_eps;
     enum activation act;
-    bool tied_head;                /* lm_head is embed_tokens */
-    int32_t bos;                   /* -1: none */
-    int32_t eos[MODEL_MAX_EOS];    /* from generation_config.json where it is there, else config */
+    bool tied_head;             /* lm_head is embed_tokens */
+    int32_t bos;                /* -1: none */
+    int32_t eos[MODEL_MAX_EOS]; /* from generation_config.json where it is there, else config */
     int32_t n_eos;
     /* nested models only: */
     bool nested;
@@ -55,8 +55,7 @@ MUST_CHECK enum status nested_index_get(const struct nested_index *index, const 
 
 /* Precisions b that every nested linear of the layers holds, as bit b of the mask. */
 MUST_CHECK enum status nested_index_common_bits(const struct nested_index *index,
-                                                const struct model_config *config,
-                                                uint32_t *mask);
+                                                const struct model_config *config, uint32_t *mask);
 
 /* Global shape of a linear: rows are outputs. */
 void model_matrix_shape(const struct model_config *c, enum matrix_role role, int32_t *n_rows,

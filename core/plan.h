@@ -17,9 +17,9 @@ struct plan_switch {
 };
 
 struct plan {
-    int32_t prefill;           /* level id */
+    int32_t prefill; /* level id */
     int32_t n, capacity;
-    struct plan_switch *at;    /* owned: (n) strictly ascending steps, the first is step 0 */
+    struct plan_switch *at; /* owned: (n) strictly ascending steps, the first is step 0 */
 };
 
 MUST_CHECK enum status plan_create(struct plan *plan, int32_t capacity);

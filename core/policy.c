@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "core/policy.h"
 
-enum status policy_begin(struct policy *p, const struct prompt_facts *facts,
-                         int32_t *prefill_level)
+enum status policy_begin(struct policy *p, const struct prompt_facts *facts, int32_t *prefill_level)
 {
     return p->ops->begin(p->impl, facts, p->dial, prefill_level);
 }

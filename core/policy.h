@@ -22,11 +22,11 @@ enum signal_mask {
 
 /* Known before prefill. */
 struct prompt_facts {
-    int64_t ordinal;        /* in the prompt file */
+    int64_t ordinal; /* in the prompt file */
     int32_t turn;
-    const char *task;       /* borrowed; "" when the file names none */
-    int32_t n_prompt_tok;   /* of this turn */
-    int32_t n_context_tok;  /* already in the KV cache */
+    const char *task;      /* borrowed; "" when the file names none */
+    int32_t n_prompt_tok;  /* of this turn */
+    int32_t n_context_tok; /* already in the KV cache */
     int32_t max_new_tokens;
 };
 
@@ -46,9 +46,9 @@ struct policy {
 
 struct policy_ops {
     const char *name;
-    const char *help;  /* one or two sentences, with the settings it reads */
-    uint32_t needs;    /* signal_mask */
-    bool adds_tokens;  /* may ask for probes: decode passes then use the SLOTS product */
+    const char *help; /* one or two sentences, with the settings it reads */
+    uint32_t needs;   /* signal_mask */
+    bool adds_tokens; /* may ask for probes: decode passes then use the SLOTS product */
     enum status (*open)(void **impl, const struct settings *settings, struct level_table *levels);
     enum status (*begin)(void *impl, const struct prompt_facts *facts, float dial,
                          int32_t *prefill_level);

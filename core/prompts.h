@@ -17,15 +17,15 @@ enum { PROMPT_MAX_TURNS = 16 };
 struct prompt {
     char *id, *task, *split, *reference; /* owned; "" where the file has none */
     int32_t n_turns;
-    char *turns[PROMPT_MAX_TURNS];       /* owned; UTF-8 */
-    int32_t *ids[PROMPT_MAX_TURNS];      /* owned; after prompts_encode; turn 0 with BOS, later
-                                            turns without */
+    char *turns[PROMPT_MAX_TURNS];  /* owned; UTF-8 */
+    int32_t *ids[PROMPT_MAX_TURNS]; /* owned; after prompts_encode; turn 0 with BOS, later
+                                       turns without */
     int32_t n_ids[PROMPT_MAX_TURNS];
 };
 
 struct prompts {
     int32_t n;
-    struct prompt *prompt; /* (n) owned, in file order; the index is the prompt's ordinal */
+    struct prompt *prompt;    /* (n) owned, in file order; the index is the prompt's ordinal */
     char digest[DIGEST_TEXT]; /* XXH3-128 of the file's bytes */
 };
 

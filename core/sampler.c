@@ -47,8 +47,12 @@ float sampler_gumbel(const uint64_t key[2], int32_t id)
 
 static struct logit_stats nothing(void)
 {
-    return (struct logit_stats){.max = -INFINITY, .second = -INFINITY, .argmax = -1,
-                                .target = -INFINITY, .pick_score = -INFINITY, .pick = -1,
+    return (struct logit_stats){.max = -INFINITY,
+                                .second = -INFINITY,
+                                .argmax = -1,
+                                .target = -INFINITY,
+                                .pick_score = -INFINITY,
+                                .pick = -1,
                                 .pick_logit = -INFINITY};
 }
 

@@ -12,31 +12,31 @@ struct sequence {
     bool active;
     const struct prompt *prompt; /* borrowed */
     int32_t turn;
-    int32_t n_fed;        /* tokens of this turn's prefill already in the cache */
-    int32_t n_new;        /* tokens generated in this turn */
-    int32_t last;         /* the last of them, not yet in the cache */
-    bool carry;           /* this turn's prefill begins with the token left over from the last */
-    struct plan plan;     /* owned */
+    int32_t n_fed;    /* tokens of this turn's prefill already in the cache */
+    int32_t n_new;    /* tokens generated in this turn */
+    int32_t last;     /* the last of them, not yet in the cache */
+    bool carry;       /* this turn's prefill begins with the token left over from the last */
+    struct plan plan; /* owned */
     double started_s, turn_s, decode_s;
     struct finished_record rec; /* its arrays are owned, sized for the largest prompt */
 };
 
 struct session {
-    struct decoder *dec;              /* borrowed */
-    struct collective *coll;          /* borrowed */
-    struct policy *policy;            /* borrowed */
-    const struct level_table *levels; /* borrowed */
+    struct decoder *dec;               /* borrowed */
+    struct collective *coll;           /* borrowed */
+    struct policy *policy;             /* borrowed */
+    const struct level_table *levels;  /* borrowed */
     const struct model_config *config; /* borrowed */
     struct session_options opt;
-    struct sequence *seq;             /* (n_slots) owned */
-    struct pass_record *passes;       /* owned: passes not yet in any record */
+    struct sequence *seq;       /* (n_slots) owned */
+    struct pass_record *passes; /* owned: passes not yet in any record */
     int32_t n_passes, max_passes;
     uint32_t next_pass;
-    int32_t *chunk;                   /* (prefill_chunk) owned */
-    struct decode_token *tokens;      /* (n_slots) owned */
-    struct token_result *results;     /* (n_slots) owned */
-    int32_t *message;                 /* (2 * plan capacity + 2) or (n_slots) owned: broadcasts */
-    bool observes;                    /* the policy looks at every step */
+    int32_t *chunk;               /* (prefill_chunk) owned */
+    struct decode_token *tokens;  /* (n_slots) owned */
+    struct token_result *results; /* (n_slots) owned */
+    int32_t *message;             /* (2 * plan capacity + 2) or (n_slots) owned: broadcasts */
+    bool observes;                /* the policy looks at every step */
 };
 
 /* A record's capacities. */
@@ -70,7 +70,8 @@ enum status session_max_record_bytes(size_t *out, const struct session_options *
                                 .n_switches = (int32_t)l.switches,
                                 .n_passes = (int32_t)l.passes};
     if (l.steps > INT32_MAX || l.passes > INT32_MAX) {
-        FAIL(ST_SHAPE, "decode.max_new_tokens = %d with %d slots and %d turns makes records too large",
+        FAIL(ST_SHAPE,
+             "decode.max_new_tokens = %d with %d slots and %d turns makes records too large",
              options->max_new_tokens, options->n_slots, options->max_turns);
     }
     if (options->kv_features) {
@@ -96,16 +97,20 @@ static enum status sequence_create(struct sequence *q, const struct limits *l,
 
 enum status session_create(struct session **out, struct decoder *dec, struct collective *coll,
                            struct policy *policy, const struct level_table *levels,
-                           const struct model_config *config,
-                           const struct session_options *options)
+                           const struct model_config *config, const struct session_options *options)
 {
     enum status st = ST_OK;
     struct session *s = NULL;
     struct limits l;
     TRY(find_limits(&l, options, config->head_dim));
     TRY(mem_alloc_array((void **)&s, 1, sizeof *s));
-    *s = (struct session){.dec = dec, .coll = coll, .policy = policy, .levels = levels,
-                          .config = config, .opt = *options, .max_passes = (int32_t)l.passes,
+    *s = (struct session){.dec = dec,
+                          .coll = coll,
+                          .policy = policy,
+                          .levels = levels,
+                          .config = config,
+                          .opt = *options,
+                          .max_passes = (int32_t)l.passes,
                           .observes = (policy->ops->needs & SIGNAL_LOGITS) != 0};
     TRY_GOTO(st, MEM_NEW(&s->seq, options->n_slots), fail);
     for (int32_t i = 0; i < options->n_slots; i++) {
@@ -184,7 +189,8 @@ static struct prompt_facts facts_of(const struct session *s, const struct sequen
                                  .max_new_tokens = s->opt.max_new_tokens};
 }
 
-/* The first n ints of the message, from the first rank to all. A failure on the way ends the job. */
+/* The first n ints of the message, from the first rank to all. A failure on the way ends the job.
+ */
 static enum status broadcast_ints(struct session *s, int32_t n)
 {
     struct tensor t = tensor_1d(s->message, DT_I32, n);
@@ -207,8 +213,8 @@ static enum status begin_turn(struct session *s, struct sequence *q, int32_t slo
     }
     TRY(broadcast_ints(s, 1));
     q->plan.prefill = s->message[0];
-    q->rec.turns[q->turn] = (struct turn_record){.prefill_level = q->plan.prefill,
-                                                 .n_prompt_tok = turn_n_prefill(q)};
+    q->rec.turns[q->turn] =
+        (struct turn_record){.prefill_level = q->plan.prefill, .n_prompt_tok = turn_n_prefill(q)};
     return ST_OK;
 }
 
@@ -337,8 +343,11 @@ static enum status make_plan(struct session *s, struct sequence *q, int32_t slot
     struct plan *plan = &q->plan;
     if (s->coll->rank == 0) {
         struct prompt_facts facts = facts_of(s, q, slot);
-        struct signals signals = {.step = -1, .level = plan->prefill, .token = result->token,
-                                  .logprob = result->logprob, .entropy = result->entropy,
+        struct signals signals = {.step = -1,
+                                  .level = plan->prefill,
+                                  .token = result->token,
+                                  .logprob = result->logprob,
+                                  .entropy = result->entropy,
                                   .margin = result->margin};
         TRY(policy_plan(s->policy, &facts, &signals, s->levels->n, plan));
         s->message[0] = plan->n;
@@ -401,9 +410,12 @@ static enum status observe_steps(struct session *s, int32_t n)
     for (int32_t i = 0; s->coll->rank == 0 && i < n; i++) {
         const struct token_result *r = &s->results[i];
         const struct sequence *q = &s->seq[s->tokens[i].slot];
-        struct signals signals = {.step = q->n_new - 1, .level = s->tokens[i].level,
-                                  .token = r->token, .logprob = r->logprob,
-                                  .entropy = r->entropy, .margin = r->margin};
+        struct signals signals = {.step = q->n_new - 1,
+                                  .level = s->tokens[i].level,
+                                  .token = r->token,
+                                  .logprob = r->logprob,
+                                  .entropy = r->entropy,
+                                  .margin = r->margin};
         TRY(policy_observe(s->policy, &signals, s->levels->n, &s->message[i]));
     }
     TRY(broadcast_ints(s, n));

@@ -1,9 +1,9 @@
 /* A replica's sequences: each slot's prompt goes through its turns (prefill in chunks, a plan from
- * the policy, decode steps until EOS or the limit), slots decode together (continuous batching), and
- * every step and pass is recorded. One session_advance is one pass.
+ * the policy, decode steps until EOS or the limit), slots decode together (continuous batching),
+ * and every step and pass is recorded. One session_advance is one pass.
  *
- * Collective over the replica: all of its ranks make the same calls in the same order. The policy is
- * asked on the first rank only and its answers are broadcast, so that a rounding difference can
+ * Collective over the replica: all of its ranks make the same calls in the same order. The policy
+ * is asked on the first rank only and its answers are broadcast, so that a rounding difference can
  * never desynchronise the ranks. No allocation after creation.
  * SPDX-License-Identifier: Apache-2.0
  */
@@ -26,17 +26,17 @@ typedef void session_token_fn(void *ctx, int32_t slot, int32_t token);
 typedef enum status session_finished_fn(void *ctx, const struct finished_record *record);
 
 struct session_options {
-    int32_t n_slots;          /* of the decoder */
+    int32_t n_slots; /* of the decoder */
     int32_t prefill_chunk;
-    int32_t max_tok;          /* of a slot */
-    int32_t max_turns;        /* most turns of any prompt */
-    int32_t max_new_tokens;   /* per turn; at most that many tokens, never one more */
+    int32_t max_tok;        /* of a slot */
+    int32_t max_turns;      /* most turns of any prompt */
+    int32_t max_new_tokens; /* per turn; at most that many tokens, never one more */
     bool stop_at_eos;
-    float temperature;        /* 0: greedy */
+    float temperature; /* 0: greedy */
     uint64_t seed;
-    int32_t epoch, replica;   /* recorded */
-    bool kv_features;         /* record core/kvcache.h features after the first turn's prefill */
-    session_token_fn *on_token;       /* may be NULL */
+    int32_t epoch, replica;     /* recorded */
+    bool kv_features;           /* record core/kvcache.h features after the first turn's prefill */
+    session_token_fn *on_token; /* may be NULL */
     session_finished_fn *on_finished; /* may be NULL */
     void *ctx;                        /* of both */
 };

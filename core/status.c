@@ -16,8 +16,8 @@ static void trace_add(const char *file, int line, const char *func)
 {
     size_t used = strlen(trace);
     const char *base = strrchr(file, '/');
-    snprintf(trace + used, sizeof trace - used, "    at %s (%s:%d)\n", func,
-             base ? base + 1 : file, line);
+    snprintf(trace + used, sizeof trace - used, "    at %s (%s:%d)\n", func, base ? base + 1 : file,
+             line);
 }
 
 enum status status_raise(enum status st, const char *file, int line, const char *func,
@@ -73,12 +73,12 @@ void status_clear(void)
 const char *status_name(enum status st)
 {
     static const char *const names[ST_N] = {
-        [ST_OK] = "ST_OK",         [ST_USER] = "ST_USER",
-        [ST_IO] = "ST_IO",         [ST_FORMAT] = "ST_FORMAT",
-        [ST_SHAPE] = "ST_SHAPE",   [ST_NOMEM] = "ST_NOMEM",
-        [ST_CUDA] = "ST_CUDA",     [ST_UNSUPPORTED] = "ST_UNSUPPORTED",
-        [ST_MPI] = "ST_MPI",       [ST_NCCL] = "ST_NCCL",
-        [ST_HDF5] = "ST_HDF5",     [ST_TIMEOUT] = "ST_TIMEOUT",
+        [ST_OK] = "ST_OK",       [ST_USER] = "ST_USER",
+        [ST_IO] = "ST_IO",       [ST_FORMAT] = "ST_FORMAT",
+        [ST_SHAPE] = "ST_SHAPE", [ST_NOMEM] = "ST_NOMEM",
+        [ST_CUDA] = "ST_CUDA",   [ST_UNSUPPORTED] = "ST_UNSUPPORTED",
+        [ST_MPI] = "ST_MPI",     [ST_NCCL] = "ST_NCCL",
+        [ST_HDF5] = "ST_HDF5",   [ST_TIMEOUT] = "ST_TIMEOUT",
     };
     return (unsigned)st < ST_N ? names[st] : "ST_?";
 }
@@ -90,8 +90,10 @@ void status_set_abort(status_abort_fn *hook)
 
 void status_invariant_failed(const char *file, int line, const char *func, const char *what)
 {
-    fprintf(stderr, "pmpd: broken invariant `%s` in %s (%s:%d); this is a defect of pmpd: please report it\n",
-            what, func, file, line);
+    fprintf(
+        stderr,
+        "pmpd: broken invariant `%s` in %s (%s:%d); this is a defect of pmpd: please report it\n",
+        what, func, file, line);
     if (abort_hook) {
         abort_hook();
     }

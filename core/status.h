@@ -7,10 +7,10 @@
 
 enum status {
     ST_OK = 0,
-    ST_USER,        /* wrong command line, setting or prompt: the user mends it */
-    ST_IO,          /* the operating system refused: open, read, write, map, rename */
-    ST_FORMAT,      /* a file from outside is damaged or hostile */
-    ST_SHAPE,       /* tensor shapes, dtypes or ranges disagree */
+    ST_USER,   /* wrong command line, setting or prompt: the user mends it */
+    ST_IO,     /* the operating system refused: open, read, write, map, rename */
+    ST_FORMAT, /* a file from outside is damaged or hostile */
+    ST_SHAPE,  /* tensor shapes, dtypes or ranges disagree */
     ST_NOMEM,
     ST_UNSUPPORTED, /* understood, but not available in this build, backend or version */
     ST_CUDA,
@@ -41,25 +41,25 @@ void status_clear(void);
 const char *status_name(enum status st);
 
 #define FAIL(st, ...) return status_raise((st), __FILE__, __LINE__, __func__, __VA_ARGS__)
-#define FAIL_GOTO(var, code, label, ...)                                                           \
-    do {                                                                                           \
-        (var) = status_raise((code), __FILE__, __LINE__, __func__, __VA_ARGS__);                   \
-        goto label;                                                                                \
+#define FAIL_GOTO(var, code, label, ...)                                         \
+    do {                                                                         \
+        (var) = status_raise((code), __FILE__, __LINE__, __func__, __VA_ARGS__); \
+        goto label;                                                              \
     } while (0)
-#define TRY(expr)                                                                                  \
-    do {                                                                                           \
-        enum status st_ = (expr);                                                                  \
-        if (st_ != ST_OK) {                                                                        \
-            return status_trace(st_, __FILE__, __LINE__, __func__);                                \
-        }                                                                                          \
+#define TRY(expr)                                                   \
+    do {                                                            \
+        enum status st_ = (expr);                                   \
+        if (st_ != ST_OK) {                                         \
+            return status_trace(st_, __FILE__, __LINE__, __func__); \
+        }                                                           \
     } while (0)
-#define TRY_GOTO(st, expr, label)                                                                  \
-    do {                                                                                           \
-        (st) = (expr);                                                                             \
-        if ((st) != ST_OK) {                                                                       \
-            status_trace((st), __FILE__, __LINE__, __func__);                                      \
-            goto label;                                                                            \
-        }                                                                                          \
+#define TRY_GOTO(st, expr, label)                             \
+    do {                                                      \
+        (st) = (expr);                                        \
+        if ((st) != ST_OK) {                                  \
+            status_trace((st), __FILE__, __LINE__, __func__); \
+            goto label;                                       \
+        }                                                     \
     } while (0)
 
 /* A broken invariant of our own: prints where, calls the abort hook, never returns. Active in
@@ -68,11 +68,11 @@ typedef void status_abort_fn(void);
 void status_set_abort(status_abort_fn *hook);
 void status_invariant_failed(const char *file, int line, const char *func, const char *what)
     __attribute__((noreturn));
-#define INVARIANT(cond)                                                                            \
-    do {                                                                                           \
-        if (!(cond)) {                                                                             \
-            status_invariant_failed(__FILE__, __LINE__, __func__, #cond);                          \
-        }                                                                                          \
+#define INVARIANT(cond)                                                   \
+    do {                                                                  \
+        if (!(cond)) {                                                    \
+            status_invariant_failed(__FILE__, __LINE__, __func__, #cond); \
+        }                                                                 \
     } while (0)
 
 #endif

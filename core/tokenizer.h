@@ -25,9 +25,8 @@ void tokenizer_close(struct tokenizer **tok);
 /* Ids of UTF-8 text. add_special: with what the post-processor adds (BOS). Special and added tokens
  * written in the text become their ids. *ids is allocated (mem_free). Bytes that are not UTF-8 are
  * refused with their offset (ST_USER). The empty text gives only the BOS, or nothing. */
-MUST_CHECK enum status tokenizer_encode(const struct tokenizer *tok, const char *text,
-                                        size_t bytes, bool add_special, int32_t **ids,
-                                        int32_t *n_ids);
+MUST_CHECK enum status tokenizer_encode(const struct tokenizer *tok, const char *text, size_t bytes,
+                                        bool add_special, int32_t **ids, int32_t *n_ids);
 
 /* A stream of ids to bytes that never shows half a UTF-8 character: bytes of an unfinished
  * character are held back until it is complete (or shown as U+FFFD when it cannot be, or at the
@@ -40,8 +39,8 @@ struct token_stream {
     int n_held;
 };
 void token_stream_begin(struct token_stream *s, const struct tokenizer *tok, bool strip_first);
-/* Appends what can be shown to text (capacity bytes, NUL-terminated) and returns its length; text of
- * TOKENIZER_PIECE_BYTES always holds one call. Ids outside the vocabulary give U+FFFD. */
+/* Appends what can be shown to text (capacity bytes, NUL-terminated) and returns its length; text
+ * of TOKENIZER_PIECE_BYTES always holds one call. Ids outside the vocabulary give U+FFFD. */
 enum { TOKENIZER_PIECE_BYTES = 2048 };
 size_t token_stream_next(struct token_stream *s, int32_t id, char *text, size_t capacity);
 size_t token_stream_end(struct token_stream *s, char *text, size_t capacity);

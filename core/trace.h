@@ -26,34 +26,34 @@ struct step_record {
 
 /* One run through the layers for all tokens that share it. Bytes are of the whole replica. */
 struct pass_record {
-    uint32_t pass;         /* number within (epoch, replica), from 0 */
-    int32_t kind;          /* enum pass_kind */
+    uint32_t pass; /* number within (epoch, replica), from 0 */
+    int32_t kind;  /* enum pass_kind */
     int32_t n_slots, n_tok;
-    int32_t max_bits;      /* planes read by the widest product; dense: bits of the dtype */
+    int32_t max_bits; /* planes read by the widest product; dense: bits of the dtype */
     float time_us, comm_us;
     uint64_t weight_bytes; /* planes, levels and head read */
     uint64_t kv_bytes;     /* K and V rows read */
 };
 
 struct turn_record {
-    int32_t n_prompt_tok;    /* tokens fed at prefill of this turn */
-    int32_t n_new_tok;       /* generated: token 0 and one per step */
-    int32_t finish;          /* enum finish */
+    int32_t n_prompt_tok; /* tokens fed at prefill of this turn */
+    int32_t n_new_tok;    /* generated: token 0 and one per step */
+    int32_t finish;       /* enum finish */
     int32_t prefill_level;
-    int32_t token0;          /* yielded by prefill */
+    int32_t token0; /* yielded by prefill */
     float logprob0, entropy0, margin0;
-    int32_t n_steps;         /* in steps, turns one after the other */
-    int32_t n_switches;      /* of the realised plan, in switches */
+    int32_t n_steps;    /* in steps, turns one after the other */
+    int32_t n_switches; /* of the realised plan, in switches */
     float prefill_s, decode_s;
 };
 
 /* A finished prompt. Pointers are owned by whoever made it (the session's slot, or
  * trace_unpack). */
 struct finished_record {
-    int64_t ordinal;         /* of the prompt in its file */
-    uint64_t key[2];         /* resume key */
-    int32_t attempt;         /* from 1 */
-    int32_t epoch;           /* starts of the program on this run directory, from 0 */
+    int64_t ordinal; /* of the prompt in its file */
+    uint64_t key[2]; /* resume key */
+    int32_t attempt; /* from 1 */
+    int32_t epoch;   /* starts of the program on this run directory, from 0 */
     int32_t replica;
     double started_unix_s, wall_s;
     int32_t n_turns, n_steps, n_switches, n_passes;

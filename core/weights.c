@@ -126,13 +126,14 @@ static enum status load_dense(struct weights *w, const struct tensor *whole,
     void *block = NULL;
     TRY(mem_mul(&bytes, part, (size_t)n_rows));
     TRY(new_block(w, &block, bytes));
-    const char *src = (const char *)whole->data + (size_t)range->row_begin * row +
-                      (size_t)range->col_begin * one;
+    const char *src =
+        (const char *)whole->data + (size_t)range->row_begin * row + (size_t)range->col_begin * one;
     if (n_cols == whole->dims[1]) {
         TRY(backend_upload(w->be, block, src, bytes));
     } else {
         for (int32_t r = 0; r < n_rows; r++) {
-            TRY(backend_upload(w->be, (char *)block + (size_t)r * part, src + (size_t)r * row, part));
+            TRY(backend_upload(w->be, (char *)block + (size_t)r * part, src + (size_t)r * row,
+                               part));
         }
     }
     *out = tensor_2d(block, whole->dtype, n_rows, n_cols);

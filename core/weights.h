@@ -32,10 +32,10 @@ struct segment_share {
 };
 
 struct model_shard {
-    int32_t rank, size; /* within the replica */
-    int32_t head_begin, head_end;   /* query heads: rows of q, columns of o */
-    int32_t kv_begin, kv_end;       /* KV heads: rows of k and v; replicated when ranks exceed them */
-    int32_t ffn_begin, ffn_end;     /* rows of gate and up, columns of down */
+    int32_t rank, size;           /* within the replica */
+    int32_t head_begin, head_end; /* query heads: rows of q, columns of o */
+    int32_t kv_begin, kv_end;     /* KV heads: rows of k and v; replicated when ranks exceed them */
+    int32_t ffn_begin, ffn_end;   /* rows of gate and up, columns of down */
     int32_t vocab_begin, vocab_end; /* rows of the head */
     struct segment_share attn, mlp, vocab;
 };
@@ -57,23 +57,23 @@ struct layer_weights {
 };
 
 struct weights {
-    struct backend *be;               /* borrowed, must outlive this */
+    struct backend *be; /* borrowed, must outlive this */
     struct model_config config;
     struct model_shard shard;
-    struct tensor embed;              /* (vocab, hidden) F32, F16 or BF16; whole on every rank */
-    struct tensor final_norm;         /* (hidden) F32 */
-    struct linear head;               /* this rank's vocabulary rows; may be a view of embed */
-    struct layer_weights *layers;     /* (n_layers) owned */
-    void **blocks;                    /* owned backend blocks */
+    struct tensor embed;          /* (vocab, hidden) F32, F16 or BF16; whole on every rank */
+    struct tensor final_norm;     /* (hidden) F32 */
+    struct linear head;           /* this rank's vocabulary rows; may be a view of embed */
+    struct layer_weights *layers; /* (n_layers) owned */
+    void **blocks;                /* owned backend blocks */
     int32_t n_blocks, capacity_blocks;
 };
 
 /* Everything a folder says without reading the weights. */
 struct model_source {
     struct model_config config;
-    struct checkpoint *ckpt;        /* owned */
-    struct nested_index *index;     /* owned; NULL for a dense model */
-    uint32_t held, head_held;       /* as in struct level_table */
+    struct checkpoint *ckpt;    /* owned */
+    struct nested_index *index; /* owned; NULL for a dense model */
+    uint32_t held, head_held;   /* as in struct level_table */
     int dense_bits, head_dense_bits;
 };
 /* Errors: those of model_config_read, checkpoint_open, nested_index_read. */
@@ -81,10 +81,10 @@ MUST_CHECK enum status model_source_open(struct model_source *out, const char *f
 void model_source_close(struct model_source *src);
 
 /* Loads the shard: nested matrices with n_planes planes (the most that any level of the run
- * needs; 0: all), the head with all of its planes, everything else whole. Progress is shown. Errors: those of the checkpoint and the
- * backend. */
+ * needs; 0: all), the head with all of its planes, everything else whole. Progress is shown.
+ * Errors: those of the checkpoint and the backend. */
 MUST_CHECK enum status weights_load(struct weights *out, struct backend *be,
-                                    const struct model_source *src,
-                                    const struct model_shard *shard, int n_planes);
+                                    const struct model_source *src, const struct model_shard *shard,
+                                    int n_planes);
 void weights_free(struct weights *w);
 #endif

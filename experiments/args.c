@@ -66,8 +66,8 @@ enum status args_parse(struct args *out, const struct env *env, int argc, char *
 {
     const char *bits = NULL, *backend = NULL, *threads = NULL, *kv = NULL;
     const struct arg_option common[] = {
-        {"bits", &bits, NULL},       {"backend", &backend, NULL}, {"threads", &threads, NULL},
-        {"kv", &kv, NULL},           {"json", NULL, &out->json},  {"help", NULL, &out->help},
+        {"bits", &bits, NULL}, {"backend", &backend, NULL}, {"threads", &threads, NULL},
+        {"kv", &kv, NULL},     {"json", NULL, &out->json},  {"help", NULL, &out->help},
         {NULL, NULL, NULL},
     };
     const struct arg_option *lists[] = {common, own};
@@ -79,7 +79,8 @@ enum status args_parse(struct args *out, const struct env *env, int argc, char *
         for (const struct arg_option *o = lists[l]; o->name; o++) {
             INVARIANT(n < MOST_OPTIONS);
             known[n] = *o;
-            options[n] = (struct option){o->name, o->text ? required_argument : no_argument, NULL, n + 256};
+            options[n] =
+                (struct option){o->name, o->text ? required_argument : no_argument, NULL, n + 256};
             n++;
         }
     }
@@ -95,8 +96,8 @@ enum status args_parse(struct args *out, const struct env *env, int argc, char *
         }
         if (c == '?' || c == ':' || !o) {
             FAIL(ST_USER, "%s %s \"%s\"; %.*s (pmpd %s --help explains)", argv[0],
-                 c == ':' ? "needs a value after" : "does not know", argv[optind - 1], first_line, usage,
-                 argv[0]);
+                 c == ':' ? "needs a value after" : "does not know", argv[optind - 1], first_line,
+                 usage, argv[0]);
         }
         if (o->flag) {
             *o->flag = true;

@@ -1,6 +1,6 @@
 /* What the model subcommands (generate, perplexity, logits) have in common on the command line: the
- * model, --bits, --backend, --threads, --kv, --json, --help; under mpirun all ranks form one replica.
- * SPDX-License-Identifier: Apache-2.0
+ * model, --bits, --backend, --threads, --kv, --json, --help; under mpirun all ranks form one
+ * replica. SPDX-License-Identifier: Apache-2.0
  */
 #ifndef PMPD_EXPERIMENTS_ARGS_H
 #define PMPD_EXPERIMENTS_ARGS_H
@@ -14,8 +14,8 @@
 struct args {
     struct settings settings; /* defaults, with what the options said */
     bool json, help;
-    int n_words;              /* positional words */
-    char *word[4];            /* borrowed from argv */
+    int n_words;   /* positional words */
+    char *word[4]; /* borrowed from argv */
 };
 
 /* An option of one subcommand: its value (or NULL for a flag) goes to *text, a flag sets *flag. */
@@ -31,12 +31,12 @@ struct arg_option {
 MUST_CHECK enum status args_parse(struct args *out, const struct env *env, int argc, char **argv,
                                   const struct arg_option *own, int n_words, const char *usage);
 /* The part of every usage text that args_parse understands. */
-#define ARGS_COMMON_HELP                                                                           \
-    "  --bits B         level: 2, 3, 4, ..., or a map such as \"3,0-1.down_proj=4,head=4\"\n"        \
-    "                   (default: the most the model holds)\n"                                     \
-    "  --backend NAME   cpu (default), cpu_ref (slow, exact), cuda\n"                              \
-    "  --threads N      CPU threads per rank (default: what the rank may use)\n"                   \
-    "  --kv FORMAT      KV cache: f16 or f32 (default: f32 for an unquantised model on CPU)\n"     \
+#define ARGS_COMMON_HELP                                                                       \
+    "  --bits B         level: 2, 3, 4, ..., or a map such as \"3,0-1.down_proj=4,head=4\"\n"  \
+    "                   (default: the most the model holds)\n"                                 \
+    "  --backend NAME   cpu (default), cpu_ref (slow, exact), cuda\n"                          \
+    "  --threads N      CPU threads per rank (default: what the rank may use)\n"               \
+    "  --kv FORMAT      KV cache: f16 or f32 (default: f32 for an unquantised model on CPU)\n" \
     "  --json           print the result as JSON\n"
 
 /* A whole number within a range, from an option's text. Errors: ST_USER. */

@@ -15,7 +15,8 @@
 #include "sched/registry.h"
 
 static const char usage[] =
-    "usage: pmpd generate MODEL --prompt TEXT [-n N] [--bits B] [--temperature T] [--seed S] [--ids]\n"
+    "usage: pmpd generate MODEL --prompt TEXT [-n N] [--bits B] [--temperature T] [--seed S] "
+    "[--ids]\n"
     "Continues a text with a model (a Hugging Face folder, or one made by pmpd quantize).\n"
     "  --prompt TEXT    what to continue; \"\" is allowed where the tokenizer adds a BOS token\n"
     "  -n N             at most N new tokens (default 128); ends at EOS\n"
@@ -23,16 +24,16 @@ static const char usage[] =
     "  --plan P         levels by step instead of --bits, e.g. \"prefill:4 0:4 16:2\"\n"
     "  --temperature T  0 is greedy (default), above it samples\n"
     "  --seed S         of the sampler (default 0)\n"
-    "  --ids            print token ids instead of text\n" ARGS_COMMON_HELP
-    "Examples:\n"
+    "  --ids            print token ids instead of text\n" ARGS_COMMON_HELP "Examples:\n"
     "  pmpd generate ~/models/llama --prompt \"Once upon a time\" -n 64\n"
-    "  pmpd generate nested --prompt \"Once\" --plan \"prefill:4 0:4 16:2\" --temperature 0.8 --seed 7\n";
+    "  pmpd generate nested --prompt \"Once\" --plan \"prefill:4 0:4 16:2\" --temperature 0.8 "
+    "--seed 7\n";
 
 /* What the session's callbacks fill. */
 struct listener {
     bool stream, ids, first;
     struct token_stream text;
-    json_t *json_ids;         /* NULL without --json */
+    json_t *json_ids; /* NULL without --json */
     int32_t n_new;
     float prefill_s, decode_s;
     int32_t n_steps;
@@ -85,10 +86,10 @@ static enum status print_json(const struct listener *l, const struct tokenizer *
     for (int32_t i = 0; i < prompt->n_ids[0]; i++) {
         json_array_append_new(prompt_ids, json_integer(prompt->ids[0][i]));
     }
-    json_t *out = json_pack("{s:s, s:o, s:O, s:s, s:s, s:i, s:f, s:f}", "model", s->model.path,
-                            "prompt_ids", prompt_ids, "ids", l->json_ids, "text", text, "level",
-                            s->policy.level, "n_steps", l->n_steps, "prefill_s",
-                            (double)l->prefill_s, "decode_s", (double)l->decode_s);
+    json_t *out =
+        json_pack("{s:s, s:o, s:O, s:s, s:s, s:i, s:f, s:f}", "model", s->model.path, "prompt_ids",
+                  prompt_ids, "ids", l->json_ids, "text", text, "level", s->policy.level, "n_steps",
+                  l->n_steps, "prefill_s", (double)l->prefill_s, "decode_s", (double)l->decode_s);
     if (!out || json_dumpf(out, stdout, JSON_REAL_PRECISION(9)) != 0) {
         st = status_raise(ST_IO, __FILE__, __LINE__, __func__, "cannot print the result");
     }
@@ -123,7 +124,8 @@ static enum status generate(struct engine *e, struct policy *policy, const struc
                                 .on_token = on_token,
                                 .on_finished = on_finished,
                                 .ctx = &l};
-    TRY_GOTO(st, session_create(&session, e->dec, &e->coll, policy, &e->levels, &e->source.config, &o),
+    TRY_GOTO(st,
+             session_create(&session, e->dec, &e->coll, policy, &e->levels, &e->source.config, &o),
              done);
     TRY_GOTO(st, session_start(session, prompt, 0, key, 1), done);
     while (session_n_active(session) > 0) {
@@ -137,8 +139,8 @@ static enum status generate(struct engine *e, struct policy *policy, const struc
         fwrite(piece, 1, n, stdout);
         printf("\n");
         fflush(stdout);
-        log_info("%d tokens; prefill %d tokens in %.2f s; %d steps in %.2f s (%.1f tokens/s)", l.n_new,
-                 prompt->n_ids[0], (double)l.prefill_s, l.n_steps, (double)l.decode_s,
+        log_info("%d tokens; prefill %d tokens in %.2f s; %d steps in %.2f s (%.1f tokens/s)",
+                 l.n_new, prompt->n_ids[0], (double)l.prefill_s, l.n_steps, (double)l.decode_s,
                  l.decode_s > 0 ? l.n_steps / (double)l.decode_s : 0.0);
     }
 done:
@@ -175,9 +177,9 @@ static enum status apply_options(struct settings *s, const char *n, const char *
 {
     const struct {
         const char *key, *value;
-    } sets[] = {{"decode.max_new_tokens", n}, {"policy.prefill", prefill},
+    } sets[] = {{"decode.max_new_tokens", n},        {"policy.prefill", prefill},
                 {"decode.temperature", temperature}, {"decode.seed", seed},
-                {"policy.switches", plan}, {"policy.name", plan ? "static" : NULL}};
+                {"policy.switches", plan},           {"policy.name", plan ? "static" : NULL}};
     for (size_t i = 0; i < sizeof sets / sizeof *sets; i++) {
         char assignment[SETTINGS_TEXT_BYTES + 64];
         if (sets[i].value) {
@@ -194,9 +196,14 @@ enum status cmd_generate(struct env *env, int argc, char **argv)
     const char *seed = NULL;
     bool ids = false;
     const struct arg_option own[] = {
-        {"prompt", &prompt_text, NULL}, {"n", &n, NULL},       {"prefill", &prefill, NULL},
-        {"plan", &plan, NULL},          {"seed", &seed, NULL}, {"temperature", &temperature, NULL},
-        {"ids", NULL, &ids},            {NULL, NULL, NULL},
+        {"prompt", &prompt_text, NULL},
+        {"n", &n, NULL},
+        {"prefill", &prefill, NULL},
+        {"plan", &plan, NULL},
+        {"seed", &seed, NULL},
+        {"temperature", &temperature, NULL},
+        {"ids", NULL, &ids},
+        {NULL, NULL, NULL},
     };
     struct args a;
     TRY(args_parse(&a, env, argc, argv, own, 1, usage));

@@ -10,9 +10,10 @@
 #include "experiments/cmd.h"
 #include "sched/registry.h"
 
-static const char usage[] = "usage: pmpd help-config [--json]\n"
-                            "Prints every setting with meaning, unit, range and default, as a file that "
-                            "pmpd run reads.\n";
+static const char usage[] =
+    "usage: pmpd help-config [--json]\n"
+    "Prints every setting with meaning, unit, range and default, as a file that "
+    "pmpd run reads.\n";
 
 static enum status print_json(void)
 {

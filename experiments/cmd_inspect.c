@@ -33,7 +33,8 @@ struct model_sizes {
     double read_bits[BITS_ALL]; /* bits read per linear weight at each precision, levels included */
 };
 
-static void add_nested_read(struct model_sizes *z, const struct model_source *src, int layer, int role)
+static void add_nested_read(struct model_sizes *z, const struct model_source *src, int layer,
+                            int role)
 {
     const struct model_config *c = &src->config;
     char name[MODEL_NAME_BYTES];
@@ -47,7 +48,8 @@ static void add_nested_read(struct model_sizes *z, const struct model_source *sr
     int32_t padded = (n_cols + c->group_cols - 1) / c->group_cols * c->group_cols;
     for (int b = 1; b <= BITS_MAX; b++) {
         if (src->held >> b & 1) {
-            z->read_bits[b] += 8 * (double)nested_bytes_read(kinds, n_rows, padded, c->group_cols, b, 1u << b);
+            z->read_bits[b] +=
+                8 * (double)nested_bytes_read(kinds, n_rows, padded, c->group_cols, b, 1u << b);
         }
     }
 }
@@ -75,16 +77,16 @@ static void measure(struct model_sizes *z, const struct model_source *src)
     }
 }
 
-static void print_text(const struct model_source *src, const struct model_sizes *z, const char *folder,
-                       const char *digest, const char *tokenizer)
+static void print_text(const struct model_source *src, const struct model_sizes *z,
+                       const char *folder, const char *digest, const char *tokenizer)
 {
     const struct model_config *c = &src->config;
     printf("%s\n", folder);
     printf("  kind         %s model, family llama\n", c->nested ? "nested" : "dense");
-    printf("  shape        %d layers, hidden %d, ffn %d, vocabulary %d\n", c->n_layers, c->hidden, c->ffn,
-           c->vocab);
-    printf("  attention    %d heads, %d KV heads, head_dim %d, rope_theta %g\n", c->n_heads, c->n_kv_heads,
-           c->head_dim, c->rope_theta);
+    printf("  shape        %d layers, hidden %d, ffn %d, vocabulary %d\n", c->n_layers, c->hidden,
+           c->ffn, c->vocab);
+    printf("  attention    %d heads, %d KV heads, head_dim %d, rope_theta %g\n", c->n_heads,
+           c->n_kv_heads, c->head_dim, c->rope_theta);
     printf("  context      %d tokens\n", c->context);
     printf("  head         %s%s\n", c->tied_head ? "tied to the embedding" : "separate",
            c->nested_head ? ", stored nested" : "");
@@ -104,8 +106,8 @@ static void print_text(const struct model_source *src, const struct model_sizes 
     printf("  digest       %s\n", digest);
 }
 
-static void print_json(const struct model_source *src, const struct model_sizes *z, const char *folder,
-                       const char *digest, const char *tokenizer)
+static void print_json(const struct model_source *src, const struct model_sizes *z,
+                       const char *folder, const char *digest, const char *tokenizer)
 {
     const struct model_config *c = &src->config;
     json_t *levels = json_object();
@@ -116,16 +118,18 @@ static void print_json(const struct model_source *src, const struct model_sizes 
             json_object_set_new(levels, key, json_real(z->read_bits[b]));
         }
     }
-    json_t *out = json_pack(
-        "{s:s, s:s, s:s, s:b, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:f, s:b, s:s, s:f, s:f, s:i, s:f, "
-        "s:i, s:i, s:o, s:s}",
-        "path", folder, "kind", c->nested ? "nested" : "dense", "family", "llama", "nested", c->nested,
-        "n_layers", c->n_layers, "hidden", c->hidden, "ffn", c->ffn, "vocab", c->vocab, "n_heads",
-        c->n_heads, "n_kv_heads", c->n_kv_heads, "head_dim", c->head_dim, "context", c->context,
-        "rope_theta", c->rope_theta, "tied_head", c->tied_head, "tokenizer", tokenizer, "parameters",
-        z->parameters, "linear_weights", z->linear_weights, "n_tensors", checkpoint_n_tensors(src->ckpt),
-        "tensor_bytes", z->tensor_bytes, "group", c->nested ? c->group_cols : 0, "planes",
-        c->nested ? c->n_planes : 0, "bits_read_per_weight", levels, "digest", digest);
+    json_t *out =
+        json_pack("{s:s, s:s, s:s, s:b, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:f, s:b, s:s, "
+                  "s:f, s:f, s:i, s:f, "
+                  "s:i, s:i, s:o, s:s}",
+                  "path", folder, "kind", c->nested ? "nested" : "dense", "family", "llama",
+                  "nested", c->nested, "n_layers", c->n_layers, "hidden", c->hidden, "ffn", c->ffn,
+                  "vocab", c->vocab, "n_heads", c->n_heads, "n_kv_heads", c->n_kv_heads, "head_dim",
+                  c->head_dim, "context", c->context, "rope_theta", c->rope_theta, "tied_head",
+                  c->tied_head, "tokenizer", tokenizer, "parameters", z->parameters,
+                  "linear_weights", z->linear_weights, "n_tensors", checkpoint_n_tensors(src->ckpt),
+                  "tensor_bytes", z->tensor_bytes, "group", c->nested ? c->group_cols : 0, "planes",
+                  c->nested ? c->n_planes : 0, "bits_read_per_weight", levels, "digest", digest);
     json_dumpf(out, stdout, JSON_INDENT(1) | JSON_REAL_PRECISION(9));
     json_decref(out);
     printf("\n");

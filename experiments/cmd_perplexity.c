@@ -19,14 +19,16 @@ static const char usage[] =
     "usage: pmpd perplexity MODEL FILE [--bits B | --plan P] [--window W]\n"
     "exp of the mean negative log-likelihood (nats per token) of FILE under the model.\n"
     "FILE is plain text, cut into non-overlapping windows of W tokens: where the tokenizer adds a\n"
-    "BOS token every window is BOS and W - 1 tokens of text, else W tokens of text; the first token\n"
+    "BOS token every window is BOS and W - 1 tokens of text, else W tokens of text; the first "
+    "token\n"
     "of a window is never scored, the last window may be shorter. Or FILE is JSON,\n"
-    "{\"ids\": [[...], ...], \"first_scored_position\": k}: every row is a window as it stands (with\n"
+    "{\"ids\": [[...], ...], \"first_scored_position\": k}: every row is a window as it stands "
+    "(with\n"
     "its BOS, if it has one), positions before k (default 1) are context and not scored.\n"
     "  --window W       tokens of a window of plain text (default: the context, at most 2048)\n"
     "  --plan P         score through the decode path: positions before k are prefilled, then one\n"
-    "                   step per token at the plan's level, e.g. \"prefill:4 0:4 16:2\"\n" ARGS_COMMON_HELP
-    "Examples:\n"
+    "                   step per token at the plan's level, e.g. \"prefill:4 0:4 "
+    "16:2\"\n" ARGS_COMMON_HELP "Examples:\n"
     "  pmpd perplexity nested wiki.txt --bits 3 --window 512\n"
     "  pmpd perplexity nested eval.json --plan \"prefill:4 0:4 64:2\" --json\n";
 
@@ -34,10 +36,10 @@ enum { DECODE_WINDOWS = 8, FILE_LIMIT = 1 << 30 };
 
 /* The text to score: rows of ids. */
 struct windows {
-    int32_t *ids;      /* owned: all rows, one after the other */
-    size_t *begin;     /* owned: (n + 1) */
+    int32_t *ids;  /* owned: all rows, one after the other */
+    size_t *begin; /* owned: (n + 1) */
     int32_t n;
-    int32_t first;     /* position of the first scored token of a row, >= 1 */
+    int32_t first; /* position of the first scored token of a row, >= 1 */
 };
 
 static void windows_free(struct windows *w)
@@ -70,15 +72,17 @@ static enum status windows_of_json(struct windows *out, const json_t *root, cons
         const json_t *row = json_array_get(rows, i);
         size_t length = json_array_size(row);
         if (length <= (size_t)out->first || length > (size_t)context) {
-            FAIL(ST_USER, "%s: row %zu has %zu tokens; expected more than first_scored_position = %d "
-                 "and at most the context, %d", path, i, length, out->first, context);
+            FAIL(ST_USER,
+                 "%s: row %zu has %zu tokens; expected more than first_scored_position = %d "
+                 "and at most the context, %d",
+                 path, i, length, out->first, context);
         }
         for (size_t j = 0; j < length; j++) {
             const json_t *id = json_array_get(row, j);
             json_int_t v = json_is_integer(id) ? json_integer_value(id) : -1;
             if (v < 0 || v >= vocab) {
-                FAIL(ST_FORMAT, "%s: row %zu, position %zu: expected a token id below %d", path, i, j,
-                     vocab);
+                FAIL(ST_FORMAT, "%s: row %zu, position %zu: expected a token id below %d", path, i,
+                     j, vocab);
             }
             out->ids[at++] = (int32_t)v;
         }
@@ -137,7 +141,8 @@ static enum status read_windows(struct windows *out, const char *path, const str
         return st;
     }
     if (window > e->context) {
-        FAIL(ST_USER, "--window %d is larger than the context of the model, %d", window, e->context);
+        FAIL(ST_USER, "--window %d is larger than the context of the model, %d", window,
+             e->context);
     }
     TRY_GOTO(st, tokenizer_open(&tok, s->model.path, vocab), done);
     TRY_GOTO(st, settings_read_file(&text, path), done);
@@ -200,8 +205,10 @@ static enum status score_by_prefill(struct engine *e, const struct settings *s,
     progress_begin(&progress, "scoring", "tokens", (double)w->begin[w->n]);
     for (int32_t i = 0; i < w->n; i++) {
         decoder_clear_slot(e->dec, 0);
-        TRY_GOTO(st, prefill_window(e, s, 0, w->ids + w->begin[i], window_length(w, i) - 1, w->first,
-                                    level, wants, results, sum), done);
+        TRY_GOTO(st,
+                 prefill_window(e, s, 0, w->ids + w->begin[i], window_length(w, i) - 1, w->first,
+                                level, wants, results, sum),
+                 done);
         progress_update(&progress, (double)w->begin[i + 1]);
     }
     progress_end(&progress);
@@ -230,8 +237,8 @@ static enum status score_group(struct engine *e, const struct settings *s, const
             int32_t at = w->first + step;
             if (at + 1 < window_length(w, begin + i)) {
                 const int32_t *ids = w->ids + w->begin[begin + i];
-                tokens[m++] = (struct decode_token){.slot = i, .id = ids[at], .level = level,
-                                                    .want = {.target = ids[at + 1]}};
+                tokens[m++] = (struct decode_token){
+                    .slot = i, .id = ids[at], .level = level, .want = {.target = ids[at + 1]}};
             }
         }
         if (m == 0) {
@@ -254,7 +261,8 @@ static enum status score_by_decode(struct engine *e, const struct settings *s,
     struct token_result *results = NULL;
     struct progress progress;
     enum status st = ST_OK;
-    int32_t most = s->decode.prefill_chunk > DECODE_WINDOWS ? s->decode.prefill_chunk : DECODE_WINDOWS;
+    int32_t most =
+        s->decode.prefill_chunk > DECODE_WINDOWS ? s->decode.prefill_chunk : DECODE_WINDOWS;
     TRY_GOTO(st, MEM_NEW(&wants, most), done);
     TRY_GOTO(st, MEM_NEW(&results, most), done);
     progress_begin(&progress, "scoring", "windows", w->n);
@@ -276,10 +284,10 @@ static void print_score(const struct score *sum, const struct windows *w, const 
     double n = (double)sum->n_tok, mean = sum->nll / n;
     if (as_json) {
         json_t *out = json_pack("{s:s, s:s, s:f, s:f, s:I, s:i, s:f, s:f}", "model", s->model.path,
-                                plan ? "plan" : "level", plan ? plan : s->policy.level, "perplexity",
-                                exp(mean), "nll", mean, "tokens", (json_int_t)sum->n_tok, "windows",
-                                (int)w->n, "average_bits", sum->bits / n, "argmax_accuracy",
-                                (double)sum->n_right / n);
+                                plan ? "plan" : "level", plan ? plan : s->policy.level,
+                                "perplexity", exp(mean), "nll", mean, "tokens",
+                                (json_int_t)sum->n_tok, "windows", (int)w->n, "average_bits",
+                                sum->bits / n, "argmax_accuracy", (double)sum->n_right / n);
         json_dumpf(out, stdout, JSON_REAL_PRECISION(12));
         json_decref(out);
         printf("\n");
@@ -328,7 +336,8 @@ enum status cmd_perplexity(struct env *env, int argc, char **argv)
     a.settings.decode.slots = plan_text ? DECODE_WINDOWS : 1;
     enum status st = engine_open(&e, env, &a.settings);
     if (st == ST_OK) {
-        st = env_agree(env, prepare(&e, &a.settings, a.word[1], window, plan_text, &w, &plan, &level));
+        st = env_agree(env,
+                       prepare(&e, &a.settings, a.word[1], window, plan_text, &w, &plan, &level));
     }
     st = st ? st : engine_load(&e, &a.settings, false);
     if (st == ST_OK) {

@@ -29,7 +29,8 @@ static const char usage[] =
     "  --json           print the closing table as JSON\n"
     "Examples:\n"
     "  pmpd run configs/tiny.cfg\n"
-    "  mpirun -n 4 pmpd run configs/tiny.cfg --set parallel.tensor_ranks=2 --set policy.name=static\n";
+    "  mpirun -n 4 pmpd run configs/tiny.cfg --set parallel.tensor_ranks=2 --set "
+    "policy.name=static\n";
 
 /* Everything of one run on one rank. */
 struct run {
@@ -64,7 +65,8 @@ static enum status parse_command(struct run *r, int argc, char **argv, char **te
         } else if (strcmp(argv[i], "--json") == 0) {
             r->json = true;
         } else if (argv[i][0] == '-') {
-            FAIL(ST_USER, "run does not know \"%s\" (or it needs a value); pmpd run --help explains",
+            FAIL(ST_USER,
+                 "run does not know \"%s\" (or it needs a value); pmpd run --help explains",
                  argv[i]);
         } else if (path) {
             FAIL(ST_USER, "run takes one FILE.cfg, found \"%s\" and \"%s\"", path, argv[i]);
@@ -151,8 +153,10 @@ static enum status open_owner(struct run *r, lease_done_fn *done)
     TRY(journal_open(&r->journal, s->output.dir, resume_visit, &r->resume));
     TRY(journal_reserve(r->journal, r->max_record_bytes));
     if (r->resume.n_other > 0) {
-        log_warn("%s holds %lld finished prompts of other settings; they are kept in the journal and "
-                 "not used here", s->output.dir, (long long)r->resume.n_other);
+        log_warn(
+            "%s holds %lld finished prompts of other settings; they are kept in the journal and "
+            "not used here",
+            s->output.dir, (long long)r->resume.n_other);
     }
     TRY(MEM_NEW(&items, r->prompts.n));
     for (int32_t i = 0; i < r->prompts.n; i++) {
@@ -167,15 +171,17 @@ static enum status open_owner(struct run *r, lease_done_fn *done)
         }
     }
     if (r->resume.n_epochs > 0) {
-        log_info("resuming: %lld of %d prompts are done, %lld left", (long long)r->resume.n_finished,
-                 r->prompts.n, (long long)n);
+        log_info("resuming: %lld of %d prompts are done, %lld left",
+                 (long long)r->resume.n_finished, r->prompts.n, (long long)n);
     }
     char run[JOURNAL_SMALL_BYTES];
     struct journal_run start = {.epoch = r->resume.n_epochs, .unix_s = (double)time(NULL)};
     size_t bytes = journal_pack_run(run, &start);
     TRY_GOTO(st, journal_append(r->journal, JOURNAL_RUN, run, bytes, true), done);
-    TRY_GOTO(st, lease_owner_create(&r->owner, r->env, r->journal, items, n, r->resume.n_epochs,
-                                    r->max_record_bytes, done, r), done);
+    TRY_GOTO(st,
+             lease_owner_create(&r->owner, r->env, r->journal, items, n, r->resume.n_epochs,
+                                r->max_record_bytes, done, r),
+             done);
     progress_begin(&r->progress, "prompts", "prompts", (double)n);
 done:
     mem_free(items);
@@ -213,8 +219,8 @@ static enum status prepare(struct run *r)
                                           .kv_features = s->output.kv_features,
                                           .on_finished = on_finished,
                                           .ctx = r};
-    enum status st = session_max_record_bytes(&r->max_record_bytes, &r->options,
-                                              r->e.source.config.head_dim);
+    enum status st =
+        session_max_record_bytes(&r->max_record_bytes, &r->options, r->e.source.config.head_dim);
     if (st == ST_OK && r->env->rank == 0) {
         st = open_owner(r, on_done);
     }
@@ -236,22 +242,23 @@ static enum status prepare(struct run *r)
 static void print_table(const struct run *r, const struct run_metrics *m, const char *path)
 {
     if (r->json) {
-        json_t *j = json_pack(
-            "{s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:s}", "prompts", (json_int_t)m->n_prompts,
-            "finished", (json_int_t)m->n_finished, "failed", (json_int_t)m->n_failed, "new_tokens",
-            (json_int_t)m->n_new_tok, "steps", (json_int_t)m->n_steps, "average_decode_bits",
-            m->avg_decode_bits, "average_prefill_bits", m->avg_prefill_bits, "decode_tokens_per_s",
-            m->decode_tok_s, "bytes_per_token", m->bytes_per_token, "mean_logprob", m->mean_logprob,
-            "run_file", path);
+        json_t *j =
+            json_pack("{s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:s}", "prompts",
+                      (json_int_t)m->n_prompts, "finished", (json_int_t)m->n_finished, "failed",
+                      (json_int_t)m->n_failed, "new_tokens", (json_int_t)m->n_new_tok, "steps",
+                      (json_int_t)m->n_steps, "average_decode_bits", m->avg_decode_bits,
+                      "average_prefill_bits", m->avg_prefill_bits, "decode_tokens_per_s",
+                      m->decode_tok_s, "bytes_per_token", m->bytes_per_token, "mean_logprob",
+                      m->mean_logprob, "run_file", path);
         json_dumpf(j, stdout, JSON_REAL_PRECISION(9));
         json_decref(j);
         printf("\n");
         return;
     }
-    printf("prompts finished     %lld of %lld%s\n", (long long)m->n_finished, (long long)m->n_prompts,
-           m->n_failed ? " (some failed: see /failed in run.h5)" : "");
-    printf("tokens               %lld prompt, %lld new, %lld decode steps\n", (long long)m->n_prompt_tok,
-           (long long)m->n_new_tok, (long long)m->n_steps);
+    printf("prompts finished     %lld of %lld%s\n", (long long)m->n_finished,
+           (long long)m->n_prompts, m->n_failed ? " (some failed: see /failed in run.h5)" : "");
+    printf("tokens               %lld prompt, %lld new, %lld decode steps\n",
+           (long long)m->n_prompt_tok, (long long)m->n_new_tok, (long long)m->n_steps);
     printf("average decode bits  %.3f (first step included)\n", m->avg_decode_bits);
     printf("prefill bits         %.3f\n", m->avg_prefill_bits);
     printf("decode tokens/s      %.1f\n", m->decode_tok_s);
@@ -333,8 +340,8 @@ static void close_run(struct run *r)
 static enum status run(struct run *r)
 {
     TRY(prepare(r));
-    enum status st = replica_run(&r->e, r->session, &r->prompts, r->settings.decode.slots, r->owner,
-                                 r->client);
+    enum status st =
+        replica_run(&r->e, r->session, &r->prompts, r->settings.decode.slots, r->owner, r->client);
     if (st == ST_OK && r->owner) {
         st = lease_owner_serve(r->owner);
     }

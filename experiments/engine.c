@@ -35,8 +35,8 @@ static enum status default_threads(struct env *env, int *n_threads)
     *n_threads = unbound ? n_mine / n_local : n_mine;
     *n_threads = *n_threads < 1 ? 1 : *n_threads;
     if (unbound && n_local > n_mine && env->rank == 0) {
-        log_warn("%d ranks share %d CPUs of this node: they take turns, so expect low speed", n_local,
-                 n_mine);
+        log_warn("%d ranks share %d CPUs of this node: they take turns, so expect low speed",
+                 n_local, n_mine);
     }
     return ST_OK;
 }
@@ -86,8 +86,8 @@ enum status engine_open(struct engine *e, struct env *env, const struct settings
     enum status st = open_model(e, settings);
     st = st ? st : open_backend(e, settings, n_threads);
     TRY(env_agree(env, st));
-    size_t hint = (size_t)settings->decode.prefill_chunk * (size_t)e->source.config.hidden *
-                  sizeof(float);
+    size_t hint =
+        (size_t)settings->decode.prefill_chunk * (size_t)e->source.config.hidden * sizeof(float);
     return env_agree(env, coll_mpi_open(&e->coll, env, settings->parallel.timeout_s, hint));
 }
 
@@ -104,8 +104,8 @@ static int planes_needed(const struct level_table *levels)
 
 enum status engine_load(struct engine *e, const struct settings *settings, bool policy_adds_tokens)
 {
-    enum status st = weights_load(&e->weights, &e->be, &e->source, &e->shard,
-                                  planes_needed(&e->levels));
+    enum status st =
+        weights_load(&e->weights, &e->be, &e->source, &e->shard, planes_needed(&e->levels));
     if (st == ST_OK) {
         struct decoder_options o = {.n_slots = settings->decode.slots,
                                     .max_tok = e->context,

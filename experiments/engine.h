@@ -13,7 +13,7 @@
 #include "dist/env.h"
 
 struct engine {
-    struct env *env;            /* borrowed */
+    struct env *env; /* borrowed */
     struct backend be;
     struct collective coll;
     struct model_source source;
@@ -22,7 +22,7 @@ struct engine {
     struct weights weights;
     struct decoder *dec;
     enum dtype kv_dtype;
-    int32_t context;            /* tokens of a slot */
+    int32_t context; /* tokens of a slot */
 };
 
 /* Reads the model's description, cuts the world into replicas of settings->parallel.tensor_ranks

@@ -31,14 +31,16 @@ enum { N_SUBCOMMANDS = sizeof subcommands / sizeof *subcommands };
 
 static void print_usage(FILE *to)
 {
-    fprintf(to, "%s: progressive mixed-precision decoding at cluster scale\n"
-            "usage: pmpd SUBCOMMAND ... (pmpd SUBCOMMAND --help explains each)\n\n", provenance_version());
+    fprintf(to,
+            "%s: progressive mixed-precision decoding at cluster scale\n"
+            "usage: pmpd SUBCOMMAND ... (pmpd SUBCOMMAND --help explains each)\n\n",
+            provenance_version());
     for (int i = 0; i < N_SUBCOMMANDS; i++) {
         fprintf(to, "  %-12s %s\n", subcommands[i].name, subcommands[i].help);
     }
     fprintf(to, "\nMODEL is a Hugging Face folder or a nested one everywhere. Start with:\n"
-            "  pmpd quantize experiments/tiny results/nested\n"
-            "  pmpd generate results/nested --prompt \"Task: story\" --bits 3\n");
+                "  pmpd quantize experiments/tiny results/nested\n"
+                "  pmpd generate results/nested --prompt \"Task: story\" --bits 3\n");
 }
 
 static const struct subcommand *find(const char *name)

@@ -53,7 +53,8 @@ void provenance_fill(struct provenance *p, const struct engine *e, const struct 
     add(p, "compiler_flags", "%s", PMPD_FLAGS);
     add(p, "mpi", "%s", mpi);
     add(p, "hdf5", "%u.%u.%u", h5[0], h5[1], h5[2]);
-    add(p, "libconfig", "%d.%d.%d", LIBCONFIG_VER_MAJOR, LIBCONFIG_VER_MINOR, LIBCONFIG_VER_REVISION);
+    add(p, "libconfig", "%d.%d.%d", LIBCONFIG_VER_MAJOR, LIBCONFIG_VER_MINOR,
+        LIBCONFIG_VER_REVISION);
     add(p, "written_utc", "%s", date);
     add(p, "host", "%s", host);
     add(p, "world_size", "%d", env->size);
@@ -62,8 +63,10 @@ void provenance_fill(struct provenance *p, const struct engine *e, const struct 
     add(p, "starts", "%d", n_epochs);
     add(p, "model_path", "%s", s->model.path);
     add(p, "model_digest", "%s", model_digest);
-    add(p, "model_shape", "llama: %d layers, hidden %d, %d heads, %d KV heads, head_dim %d, ffn %d, "
-        "vocabulary %d", c->n_layers, c->hidden, c->n_heads, c->n_kv_heads, c->head_dim, c->ffn, c->vocab);
+    add(p, "model_shape",
+        "llama: %d layers, hidden %d, %d heads, %d KV heads, head_dim %d, ffn %d, "
+        "vocabulary %d",
+        c->n_layers, c->hidden, c->n_heads, c->n_kv_heads, c->head_dim, c->ffn, c->vocab);
     add(p, "model_nested", "%s", c->nested ? c->method : "no");
     add(p, "prompts_path", "%s", s->prompts.path);
     add(p, "prompts_digest", "%s", prompts->digest);
@@ -73,5 +76,6 @@ void provenance_fill(struct provenance *p, const struct engine *e, const struct 
     add(p, "seed", "%lld", (long long)s->decode.seed);
     add(p, "policy", "%s", s->policy.name);
     /* the same tokens for every number of tensor ranks, or for this number only */
-    add(p, "replica_invariant", "%s", s->parallel.reproducible ? "tensor ranks and replicas" : "replicas");
+    add(p, "replica_invariant", "%s",
+        s->parallel.reproducible ? "tensor ranks and replicas" : "replicas");
 }

@@ -66,8 +66,10 @@ enum status replica_run(struct engine *e, struct session *session, const struct 
             const int64_t *from = message + HEADER + PER_LEASE * i;
             const uint64_t key[2] = {(uint64_t)from[2], (uint64_t)from[3]};
             INVARIANT(from[0] >= 0 && from[0] < prompts->n);
-            TRY_GOTO(st, session_start(session, &prompts->prompt[from[0]], from[0], key,
-                                       (int32_t)from[1]), done);
+            TRY_GOTO(
+                st,
+                session_start(session, &prompts->prompt[from[0]], from[0], key, (int32_t)from[1]),
+                done);
         }
         TRY_GOTO(st, session_advance(session), done);
     } while (session_n_active(session) > 0 || !message[1]);

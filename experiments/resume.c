@@ -108,8 +108,8 @@ enum status resume_visit(void *ctx, uint32_t kind, const void *payload, size_t b
         if (p && !p->failed && !p->finished) {
             p->failed = true;
             r->n_failed++;
-            p->failure = (struct failed_prompt){.ordinal = failed.ordinal,
-                                                .attempts = failed.attempts};
+            p->failure =
+                (struct failed_prompt){.ordinal = failed.ordinal, .attempts = failed.attempts};
             memcpy(p->failure.reason, failed.reason, sizeof p->failure.reason);
         }
     }

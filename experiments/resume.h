@@ -26,17 +26,17 @@ void resume_key(uint64_t key[2], const struct prompt *prompt, int64_t ordinal,
 struct resume_state {
     struct resume_prompt {
         uint64_t key[2];
-        int32_t attempts;  /* starts with this key */
+        int32_t attempts; /* starts with this key */
         bool finished;
         bool failed;
         struct finished_record record; /* owned, when finished and kept */
         struct failed_prompt failure;
-    } *prompts;            /* (n) owned, by ordinal */
+    } * prompts; /* (n) owned, by ordinal */
     int64_t n;
-    int32_t n_epochs;      /* starts of the program on this directory */
+    int32_t n_epochs; /* starts of the program on this directory */
     int64_t n_finished, n_failed;
-    int64_t n_other;       /* finished records with keys of other settings: kept, not used */
-    bool keep_records;     /* unpack and keep finished records (for the run file) */
+    int64_t n_other;   /* finished records with keys of other settings: kept, not used */
+    bool keep_records; /* unpack and keep finished records (for the run file) */
 };
 
 MUST_CHECK enum status resume_create(struct resume_state *out, int64_t n, bool keep_records);

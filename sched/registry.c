@@ -5,11 +5,7 @@
 #include <string.h>
 
 static const struct policy_ops *const policies[] = {
-    &policy_fixed,
-    &policy_static,
-    &policy_reversed,
-    &policy_alternate,
-    NULL,
+    &policy_fixed, &policy_static, &policy_reversed, &policy_alternate, NULL,
 };
 
 const struct policy_ops *registry_policy(int i)

@@ -1,8 +1,7 @@
-/* The token loop, driven as `pmpd run` drives it (leases, session, journal), on a tiny nested model:
- * our own objects allocate nothing in it (the linker sends their allocations through here), and a
- * sequence's bits do not depend on what shares its passes.
- * Runs on any number of ranks: they form one replica.
- * SPDX-License-Identifier: Apache-2.0
+/* The token loop, driven as `pmpd run` drives it (leases, session, journal), on a tiny nested
+ * model: our own objects allocate nothing in it (the linker sends their allocations through here),
+ * and a sequence's bits do not depend on what shares its passes. Runs on any number of ranks: they
+ * form one replica. SPDX-License-Identifier: Apache-2.0
  */
 #include "tests/check.h"
 
@@ -93,7 +92,8 @@ static enum status on_finished(void *ctx, const struct finished_record *record)
     struct watch *w = ctx;
     w->n_steps[record->ordinal] = record->n_steps;
     w->logprob0[record->ordinal] = record->turns[0].logprob0;
-    memcpy(w->steps[record->ordinal], record->steps, (size_t)record->n_steps * sizeof *record->steps);
+    memcpy(w->steps[record->ordinal], record->steps,
+           (size_t)record->n_steps * sizeof *record->steps);
     enum status st = w->client ? lease_client_finish(w->client, record) : ST_OK;
     w->at_last = atomic_load(&n_allocated);
     return st;
@@ -125,7 +125,8 @@ static enum status no_records(void *ctx, uint32_t kind, const void *payload, siz
 }
 
 /* A run of all prompts with the given slots; steps and allocations go to w. */
-static void run(struct env *env, const char *model, const char *out, int32_t n_slots, struct watch *w)
+static void run(struct env *env, const char *model, const char *out, int32_t n_slots,
+                struct watch *w)
 {
     struct settings s;
     struct engine e;
@@ -140,7 +141,8 @@ static void run(struct env *env, const char *model, const char *out, int32_t n_s
     settings_default(&s);
     snprintf(s.model.path, sizeof s.model.path, "%s", model);
     snprintf(s.policy.name, sizeof s.policy.name, "static");
-    snprintf(s.policy.switches, sizeof s.policy.switches, "prefill:4 0:4 9:3 30:2 50:3,1.down_proj=4");
+    snprintf(s.policy.switches, sizeof s.policy.switches,
+             "prefill:4 0:4 9:3 30:2 50:3,1.down_proj=4");
     s.parallel.tensor_ranks = env->size;
     s.decode.slots = n_slots;
     s.decode.prefill_chunk = 4;
@@ -149,18 +151,27 @@ static void run(struct env *env, const char *model, const char *out, int32_t n_s
     CHECK_OK(engine_open(&e, env, &s));
     CHECK_OK(registry_open_policy(&policy, &s, &e.levels));
     CHECK_OK(engine_load(&e, &s, false));
-    struct session_options o = {.n_slots = n_slots, .prefill_chunk = 4, .max_tok = e.context,
-                                .max_turns = 1, .max_new_tokens = N_NEW, .temperature = 0.7f, .seed = 3,
-                                .on_token = on_token, .on_finished = on_finished, .ctx = w};
+    struct session_options o = {.n_slots = n_slots,
+                                .prefill_chunk = 4,
+                                .max_tok = e.context,
+                                .max_turns = 1,
+                                .max_new_tokens = N_NEW,
+                                .temperature = 0.7f,
+                                .seed = 3,
+                                .on_token = on_token,
+                                .on_finished = on_finished,
+                                .ctx = w};
     CHECK_OK(session_max_record_bytes(&max_record, &o, e.source.config.head_dim));
     CHECK_OK(session_create(&session, e.dec, &e.coll, &policy, &e.levels, &e.source.config, &o));
     for (int i = 0; i < N_PROMPTS; i++) {
-        items[i] = (struct lease_item){.ordinal = i, .attempt = 1, .cost = prompts.prompt[i].n_ids[0]};
+        items[i] =
+            (struct lease_item){.ordinal = i, .attempt = 1, .cost = prompts.prompt[i].n_ids[0]};
     }
     if (env->rank == 0) {
         CHECK_OK(journal_open(&journal, out, no_records, NULL));
         CHECK_OK(journal_reserve(journal, max_record));
-        CHECK_OK(lease_owner_create(&owner, env, journal, items, N_PROMPTS, 0, max_record, NULL, NULL));
+        CHECK_OK(
+            lease_owner_create(&owner, env, journal, items, N_PROMPTS, 0, max_record, NULL, NULL));
         CHECK_OK(lease_client_create(&w->client, env, owner, max_record, 60));
     }
     CHECK_OK(replica_run(&e, session, &prompts, n_slots, owner, w->client));
@@ -226,7 +237,8 @@ int main(int argc, char **argv)
     for (int i = 0; i < N_PROMPTS; i++) { /* other company, other passes, the same bits */
         CHECK(two.logprob0[i] == three.logprob0[i] && two.logprob0[i] == again.logprob0[i]);
         for (int32_t t = 0; t < N_NEW - 1; t++) {
-            const struct step_record *a = &two.steps[i][t], *b = &three.steps[i][t], *c = &again.steps[i][t];
+            const struct step_record *a = &two.steps[i][t], *b = &three.steps[i][t],
+                                     *c = &again.steps[i][t];
             CHECK(a->token == b->token && a->logprob == b->logprob && a->entropy == b->entropy);
             CHECK(a->token == c->token && a->logprob == c->logprob && a->margin == c->margin);
         }

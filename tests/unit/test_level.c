@@ -8,9 +8,15 @@
 #include "core/policy.h"
 #include "sched/registry.h"
 
-/* 2 layers; o is 4 x 4, the MLP 8 wide: weights per layer q 16, k 8, v 8, o 16, gate, up, down 32. */
-static const struct model_config small = {
-    .hidden = 4, .n_layers = 2, .n_heads = 2, .n_kv_heads = 1, .head_dim = 2, .ffn = 8, .vocab = 16};
+/* 2 layers; o is 4 x 4, the MLP 8 wide: weights per layer q 16, k 8, v 8, o 16, gate, up, down 32.
+ */
+static const struct model_config small = {.hidden = 4,
+                                          .n_layers = 2,
+                                          .n_heads = 2,
+                                          .n_kv_heads = 1,
+                                          .head_dim = 2,
+                                          .ffn = 8,
+                                          .vocab = 16};
 enum { LAYER_WEIGHTS = 16 + 8 + 8 + 16 + 3 * 32 };
 
 static const uint32_t HELD = 1u << 2 | 1u << 3 | 1u << 4;
@@ -46,7 +52,8 @@ static void test_levels(void)
     CHECK_STATUS(level_table_add(&t, "3,*.o_proj", &id), ST_USER, "LAYERS.MATRIX=BITS");
     CHECK_STATUS(level_table_add(&t, "fast", &id), ST_USER, "found \"fast\"");
     CHECK_STATUS(level_table_add(&t, " ", &id), ST_USER, "an empty level");
-    CHECK_STATUS(level_table_add(&t, "3,head=3", &id), ST_USER, "head's weights of this model are not nested");
+    CHECK_STATUS(level_table_add(&t, "3,head=3", &id), ST_USER,
+                 "head's weights of this model are not nested");
     CHECK(t.n == 3);
     level_table_release(&t);
 
@@ -146,7 +153,8 @@ static void test_policies(void)
     level_table_init(&t, &small, HELD, 0, 16, 16);
     settings_default(&s);
     CHECK_OK(settings_set(&s, "policy.name=clever"));
-    CHECK_STATUS(registry_open_policy(&policy, &s, &t), ST_USER, "known: fixed, static, reversed, alternate");
+    CHECK_STATUS(registry_open_policy(&policy, &s, &t), ST_USER,
+                 "known: fixed, static, reversed, alternate");
     CHECK_OK(settings_set(&s, "policy.name=static"));
     CHECK_STATUS(registry_open_policy(&policy, &s, &t), ST_USER, "policy.switches is empty");
     CHECK_OK(settings_set(&s, "policy.switches=0:9"));
