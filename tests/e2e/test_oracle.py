@@ -34,7 +34,7 @@ class Oracle(Case):
         self.check(TINY, ("--group", 64), IDS)
 
     def test_tiny_free_nested_head(self):
-        self.check(TINY, ("--group", 128, "--levels", "free", "--head-bits", "2,3,4"), IDS)
+        self.check(TINY, ("--group", 128, "--alphas", "free", "--head-bits", "2,3,4"), IDS)
 
     @unittest.skipUnless(STORIES and STORIES.exists(), "no PMPD_TEST_DATA")
     def test_padding(self):
