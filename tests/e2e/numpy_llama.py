@@ -48,6 +48,12 @@ def nested_weight(tensors, name, entry, group, bits):
         weight = per_column(tensors[f"{name}.offset.{bits}"])
         for p in range(bits):
             weight = weight + per_column(alpha[:, :, p]) * (2 * columns[p] - 1)
+    elif kind == "tail":
+        high = sum(columns[p] * 2 ** (3 - p) for p in range(4))
+        low = sum(columns[4 + p] * 2 ** (3 - p) for p in range(4))
+        weight = (per_column(tensors[name + ".offset.8"])
+                  + per_column(tensors[name + ".scale.8"]) * (2 * high - 15) / 2
+                  + per_column(tensors[name + ".tail.8"]) * (2 * low - 15) / 2)
     else:
         raise ValueError(kind)
     return weight.reshape(n_rows, -1)[:, :entry["n_cols"]]
@@ -67,6 +73,11 @@ class Model:
             return self.tensors[name + ".weight"].astype(np.float64)
         quant = self.config["quantization_config"]
         return nested_weight(self.tensors, name, quant["linears"][name], quant["group_size"], self.bits)
+
+    def last_kv(self, ids):
+        """K (rotated) and V of the last layer, each (len(ids), KV heads, head_dim)."""
+        self.logits(ids)
+        return self.kv
 
     def logits(self, ids):
         """(len(ids), vocabulary): row i is what follows ids[0..i]."""
@@ -95,6 +106,7 @@ class Model:
             q = rotate((h @ self.weight(at + "self_attn.q_proj").T).reshape(n, n_heads, dim))
             k = rotate((h @ self.weight(at + "self_attn.k_proj").T).reshape(n, n_kv, dim))
             v = (h @ self.weight(at + "self_attn.v_proj").T).reshape(n, n_kv, dim)
+            self.kv = k, v
             k, v = (np.repeat(t, n_heads // n_kv, axis=1) for t in (k, v))
             scores = np.einsum("qhd,khd->hqk", q, k) / np.sqrt(dim) + mask
             scores = np.exp(scores - scores.max(-1, keepdims=True))
