@@ -6,14 +6,12 @@
 #include <string.h>
 
 #include "core/log.h"
+#include "experiments/quantise/baseline_fit.h"
 #include "experiments/quantise/row_chunk.h"
 
 /* The diagonal of H is raised by this share of its mean in coordinate descent, so that columns with
  * little activation do not wander. */
 static const double SWEEP_RIDGE = 1e-3;
-/* Clipping of a uniform grid: this many steps from the whole range down to CLIP_MIN of it. */
-enum { CLIP_STEPS = 27 };
-static const double CLIP_MIN = 0.35;
 
 /* Loops over codes and columns give the same bits at every width: nothing is contracted. */
 #if defined(__x86_64__) && defined(__GLIBC__)
@@ -72,32 +70,6 @@ static inline void spread(float *t, float d, const float *m, int32_t begin, int3
 
 /* ---- starts ---- */
 
-/* A uniform grid of 2^bits steps over the range of the targets, which always holds 0, clipped to
- * what has the least weighted error. */
-static void start_grid(double level[2], const float *t, const float *weight, int32_t n, int bits)
-{
-    double low = 0, high = 0, best = DBL_MAX, steps = (double)((1 << bits) - 1);
-    for (int32_t i = 0; i < n; i++) {
-        low = fmin(low, (double)t[i]);
-        high = fmax(high, (double)t[i]);
-    }
-    high = high > low ? high : low + 1e-8;
-    for (int f = 0; f < CLIP_STEPS; f++) {
-        double clip = 1 - f * (1 - CLIP_MIN) / (CLIP_STEPS - 1), error = 0;
-        double scale = (high - low) * clip / steps, zero = rint(-low * clip / scale);
-        for (int32_t i = 0; i < n; i++) {
-            double code = fmin(fmax(rint((double)t[i] / scale) + zero, 0), steps);
-            double e = (double)t[i] - (code - zero) * scale;
-            error += (double)weight[i] * e * e;
-        }
-        if (error < best) {
-            best = error;
-            level[0] = scale;
-            level[1] = scale * (0.5 * steps - zero);
-        }
-    }
-}
-
 static void start_group(struct row_chunk *c, int32_t row, int32_t group, int32_t begin, int32_t n)
 {
     const struct fit_spec *spec = c->job->spec;
@@ -108,7 +80,7 @@ static void start_group(struct row_chunk *c, int32_t row, int32_t group, int32_t
         target[c->job->slot_bits[s]] = c->t[s] + (size_t)row * (size_t)c->n + begin;
     }
     if (c->job->options->grid) {
-        start_grid(chunk_level(c, spec->hi, row, group), target[spec->hi], weight, n, spec->hi);
+        grid_fit(chunk_level(c, spec->hi, row, group), target[spec->hi], weight, n, spec->hi);
         return;
     }
     group_start(code, start, spec, target, weight, n);

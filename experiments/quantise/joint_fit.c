@@ -9,17 +9,11 @@
 #include "core/mem.h"
 #include "experiments/quantise/group_fit.h"
 
-/* One row; w and code have room for n_cols_padded. */
-static void fit_row(const struct nested_buffer *out, struct fit_report *report,
-                    const struct fit_spec *spec, int32_t row, const float *w, uint8_t *code)
+static bool joint_row(const struct nested_buffer *out, struct fit_report *report,
+                      const struct fit_spec *spec, int32_t row, const float *w, uint8_t *code)
 {
     const struct nested_source *s = &out->source;
     int32_t n_groups = nested_n_groups(s);
-    memset(code, 0, (size_t)s->n_cols_padded);
-    *report = (struct fit_report){.n_weights = s->n_cols, .n_groups = n_groups};
-    for (int32_t i = 0; i < s->n_cols; i++) {
-        report->power += (double)w[i] * (double)w[i];
-    }
     for (int32_t j = 0; j < n_groups; j++) {
         int32_t begin = j * s->group_cols, left = s->n_cols - begin;
         struct group_levels levels;
@@ -32,10 +26,28 @@ static void fit_row(const struct nested_buffer *out, struct fit_report *report,
         }
         report->n_clamped += levels.clamped;
     }
-    nested_buffer_put_codes(out, row, code);
+    return true;
 }
 
-/* First column that is not finite; -1: none. */
+/* One row; w and code have room for n_cols_padded. False: out of memory. */
+static bool fit_row(const struct nested_buffer *out, struct fit_report *report,
+                    const struct fit_spec *spec, fit_row_fn *fit, int32_t row, const float *w,
+                    uint8_t *code)
+{
+    const struct nested_source *s = &out->source;
+    memset(code, 0, (size_t)s->n_cols_padded);
+    *report = (struct fit_report){.n_weights = s->n_cols, .n_groups = nested_n_groups(s)};
+    for (int32_t i = 0; i < s->n_cols; i++) {
+        report->power += (double)w[i] * (double)w[i];
+    }
+    bool good = fit(out, report, spec, row, w, code);
+    nested_buffer_put_codes(out, row, code);
+    return good;
+}
+
+enum { NONE_BAD = -1, NO_MEMORY = -2 };
+
+/* First column that is not finite; NONE_BAD: none. */
 static int32_t find_not_finite(const float *w, int32_t n)
 {
     for (int32_t i = 0; i < n; i++) {
@@ -43,11 +55,18 @@ static int32_t find_not_finite(const float *w, int32_t n)
             return i;
         }
     }
-    return -1;
+    return NONE_BAD;
 }
 
 enum status fit_rows(struct nested_buffer *out, struct fit_report *report, const struct tensor *w,
                      const struct fit_spec *spec, int32_t begin, int32_t end, int n_threads)
+{
+    return fit_rows_by(out, report, w, spec, joint_row, begin, end, n_threads);
+}
+
+enum status fit_rows_by(struct nested_buffer *out, struct fit_report *report,
+                        const struct tensor *w, const struct fit_spec *spec, fit_row_fn *fit,
+                        int32_t begin, int32_t end, int n_threads)
 {
     const struct nested_source *s = &out->source;
     INVARIANT(w->n_dims == 2 && w->dims[0] == s->n_rows && w->dims[1] == s->n_cols);
@@ -72,12 +91,16 @@ enum status fit_rows(struct nested_buffer *out, struct fit_report *report, const
         floats_from(row, (const char *)w->data + (size_t)i * row_bytes, w->dtype,
                     (size_t)s->n_cols);
         bad_col[i - begin] = find_not_finite(row, s->n_cols);
-        if (bad_col[i - begin] < 0) {
-            fit_row(out, &parts[i - begin], spec, i, row, code);
+        if (bad_col[i - begin] == NONE_BAD &&
+            !fit_row(out, &parts[i - begin], spec, fit, i, row, code)) {
+            bad_col[i - begin] = NO_MEMORY;
         }
     }
     for (int32_t i = begin; i < end; i++) {
         int32_t col = bad_col[i - begin];
+        if (col == NO_MEMORY) {
+            FAIL_GOTO(st, ST_NOMEM, done, "out of memory for a row of %d weights", s->n_cols);
+        }
         if (col >= 0) {
             float value;
             floats_from(&value,

@@ -27,5 +27,13 @@
 MUST_CHECK enum status fit_rows(struct nested_buffer *out, struct fit_report *report,
                                 const struct tensor *w, const struct fit_spec *spec, int32_t begin,
                                 int32_t end, int n_threads);
+/* One row by another method: w (n_cols) and code (n_cols_padded, zeroed) are the caller's; levels
+ * go to `out`, errors and clamped groups to *report. False: out of memory. */
+typedef bool fit_row_fn(const struct nested_buffer *out, struct fit_report *report,
+                        const struct fit_spec *spec, int32_t row, const float *w, uint8_t *code);
+/* fit_rows with that. */
+MUST_CHECK enum status fit_rows_by(struct nested_buffer *out, struct fit_report *report,
+                                   const struct tensor *w, const struct fit_spec *spec,
+                                   fit_row_fn *fit, int32_t begin, int32_t end, int n_threads);
 
 #endif

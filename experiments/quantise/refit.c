@@ -1,9 +1,9 @@
 /* The refit of hessian_fit.h: codes fixed, all levels of a row by least squares on H.
  *
  * With F (n, unknowns) the features of a row's codes, each group in columns of its own, the levels
- * x make F^T H F x = F^T H w small. F^T H is one product per group and feature, the same for all
- * rows of the chunk; what is solved has only a few unknowns per group. SPDX-License-Identifier:
- * Apache-2.0
+ * x make (w - F x)^T H (w - F x) small: F^T H F x = F^T H w. F^T H is one product per group and
+ * feature for all rows of the chunk; what is solved has only a few unknowns per group.
+ * SPDX-License-Identifier: Apache-2.0
  */
 #include <math.h>
 #include <string.h>
