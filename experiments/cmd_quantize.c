@@ -18,7 +18,7 @@
 enum { THREADS_MAX = 1024, NUMBERS_MAX = 16 };
 
 static const char usage[] =
-    "usage: pmpd quantize MODEL OUT [--bits 2,3,4] [--tail 8] [--group 64] [--levels tied]\n"
+    "usage: pmpd quantize MODEL OUT [--bits 2,3,4] [--tail 8] [--group 64] [--alphas tied]\n"
     "Stores a model once for several precisions: every weight becomes one code, cut into "
     "bit-planes;\n"
     "the first B planes with the levels of B are the B-bit model. No calibration data are needed.\n"
@@ -29,7 +29,7 @@ static const char usage[] =
     "  --tail 8         also 8 bits, as four more planes on top of 4: for prefill\n"
     "  --group N        columns that share levels: 32, 64 (default) or 128; smaller is better and\n"
     "                   larger: the levels cost 32/N bits per weight and precision when tied\n"
-    "  --levels KIND    tied (default): scale and offset per group; free: a number per plane and "
+    "  --alphas KIND    tied (default): scale and offset per group; free: a number per plane and "
     "an\n"
     "                   offset, better for heavy tails at 16(B+1)/N bits per weight\n"
     "  --head-bits LIST nest the head too, up to the same precision as --bits; none (default): "
@@ -128,7 +128,7 @@ static enum status parse_option(struct request *q, int option, const char *value
     case 'l':
         q->levels = level_kind_parse(value);
         if (q->levels != LEVEL_TIED && q->levels != LEVEL_FREE) {
-            FAIL(ST_USER, "--levels is \"%s\", expected tied or free", value);
+            FAIL(ST_USER, "--alphas is \"%s\", expected tied or free", value);
         }
         return ST_OK;
     case 'T':
@@ -153,7 +153,7 @@ static enum status parse_request(struct request *q, int argc, char **argv)
         {"lambda", required_argument, NULL, 'L'},
         {"tail", required_argument, NULL, 't'},
         {"group", required_argument, NULL, 'g'},
-        {"levels", required_argument, NULL, 'l'},
+        {"alphas", required_argument, NULL, 'l'},
         {"threads", required_argument, NULL, 'T'},
         {"force", no_argument, NULL, 'f'},
         {"json", no_argument, NULL, 'j'},

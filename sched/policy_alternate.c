@@ -73,16 +73,6 @@ static enum status alternate_plan(void *impl, const struct prompt_facts *facts,
     return ST_OK;
 }
 
-static enum status alternate_observe(void *impl, const struct signals *signals, float dial,
-                                     int32_t *level_from_next)
-{
-    (void)impl;
-    (void)signals;
-    (void)dial;
-    *level_from_next = -1;
-    return ST_OK;
-}
-
 const struct policy_ops policy_alternate = {
     .name = "alternate",
     .help = "Levels in turn, one step each (policy.alternate = \"4 2\"): a control.",
@@ -91,6 +81,6 @@ const struct policy_ops policy_alternate = {
     .open = alternate_open,
     .begin = alternate_begin,
     .plan = alternate_plan,
-    .observe = alternate_observe,
+    .observe = policy_observe_nothing,
     .close = alternate_close,
 };

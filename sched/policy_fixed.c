@@ -39,16 +39,6 @@ static enum status fixed_plan(void *impl, const struct prompt_facts *facts,
     return plan_add(plan, 0, ((const struct fixed *)impl)->level);
 }
 
-static enum status fixed_observe(void *impl, const struct signals *signals, float dial,
-                                 int32_t *level_from_next)
-{
-    (void)impl;
-    (void)signals;
-    (void)dial;
-    *level_from_next = -1;
-    return ST_OK;
-}
-
 static void fixed_close(void **impl)
 {
     mem_free(*impl);
@@ -63,6 +53,6 @@ const struct policy_ops policy_fixed = {
     .open = fixed_open,
     .begin = fixed_begin,
     .plan = fixed_plan,
-    .observe = fixed_observe,
+    .observe = policy_observe_nothing,
     .close = fixed_close,
 };

@@ -79,16 +79,6 @@ static enum status points_plan(void *impl, const struct prompt_facts *facts,
     return ST_OK;
 }
 
-static enum status points_observe(void *impl, const struct signals *signals, float dial,
-                                  int32_t *level_from_next)
-{
-    (void)impl;
-    (void)signals;
-    (void)dial;
-    *level_from_next = -1;
-    return ST_OK;
-}
-
 const struct policy_ops policy_static = {
     .name = "static",
     .help = "Levels change at fixed steps (policy.switches = \"0:4 85:3 170:2\"; prefill at "
@@ -98,7 +88,7 @@ const struct policy_ops policy_static = {
     .open = static_open,
     .begin = points_begin,
     .plan = points_plan,
-    .observe = points_observe,
+    .observe = policy_observe_nothing,
     .close = points_close,
 };
 
@@ -110,6 +100,6 @@ const struct policy_ops policy_reversed = {
     .open = reversed_open,
     .begin = points_begin,
     .plan = points_plan,
-    .observe = points_observe,
+    .observe = policy_observe_nothing,
     .close = points_close,
 };

@@ -8,6 +8,16 @@ static const struct policy_ops *const policies[] = {
     &policy_fixed, &policy_static, &policy_reversed, &policy_alternate, NULL,
 };
 
+enum status policy_observe_nothing(void *impl, const struct signals *signals, float dial,
+                                   int32_t *level_from_next)
+{
+    (void)impl;
+    (void)signals;
+    (void)dial;
+    *level_from_next = -1;
+    return ST_OK;
+}
+
 const struct policy_ops *registry_policy(int i)
 {
     return i >= 0 && (size_t)i < sizeof policies / sizeof *policies ? policies[i] : NULL;

@@ -14,6 +14,10 @@ MUST_CHECK enum status registry_open_policy(struct policy *out, const struct set
 /* Tables in order; NULL past the end. */
 const struct policy_ops *registry_policy(int i);
 
+/* The observe slot of policies that never amend a plan. */
+enum status policy_observe_nothing(void *impl, const struct signals *signals, float dial,
+                                   int32_t *level_from_next);
+
 extern const struct policy_ops policy_fixed, policy_static, policy_reversed, policy_alternate;
 
 #endif

@@ -4,8 +4,8 @@
 #include <math.h>
 #include <string.h>
 
-/* Limits, not counts: every loop stops when the codes stand still. Past these the error of Gaussian
- * weights changes by less than 0.1 % of itself. */
+/* Limits, not counts: every loop stops when the codes stand still. Four times as many rounds lower
+ * the weighted error of Gaussian weights by 0.1 % (groups of 64) and 0.3 % (128). */
 enum { START_ROUNDS = 15, ADD_ROUNDS = 10, JOINT_ROUNDS = 16, TAIL_ROUNDS = 20 };
 enum { N_CODES_MAX = 1 << FIT_MAX_BITS, N_UNKNOWNS_MAX = FIT_MAX_BITS + 1 };
 

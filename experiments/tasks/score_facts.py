@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Score answers against the facts of a task file.
 
-    score_facts.py answers.jsonl tasks.jsonl [--json]
+    score_facts.py answers.jsonl tasks.jsonl [more tasks.jsonl ...] [--json]
 
 An answer line has `question_id` and `choices[0].turns[0]`, a task line `id`, `task`, `facts` and
 `reference`. Printed per task and over all: the share of a prompt's facts that occur in its answer
@@ -56,17 +56,17 @@ def score(answers, tasks):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("answers", help="answers.jsonl")
-    parser.add_argument("tasks", help="a task file, for instance tiny_story.jsonl")
+    parser.add_argument("tasks", nargs="+", help="task files, for instance tiny_story.jsonl")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     arguments = parser.parse_args()
     answers = {row["question_id"]: row["choices"][0]["turns"][0]
                for row in read_jsonl(arguments.answers)}
-    tasks = read_jsonl(arguments.tasks)
+    tasks = [row for path in arguments.tasks for row in read_jsonl(path)]
     known = {row["id"] for row in tasks}
     unknown = [name for name in answers if name not in known]
     if unknown or not answers:
         sys.exit(f"{arguments.answers}: " + (
-            f"{len(unknown)} answers are not in {arguments.tasks}, first {unknown[0]!r}"
+            f"{len(unknown)} answers are in no task file given, first {unknown[0]!r}"
             if unknown else "no answers"))
     result = score(answers, tasks)
     if arguments.json:

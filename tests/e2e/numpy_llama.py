@@ -49,6 +49,12 @@ def nested_weight(tensors, name, entry, group, bits):
         weight = per_column(tensors[f"{name}.offset.{bits}"])
         for p in range(bits):
             weight = weight + per_column(alpha[:, :, p]) * (2 * columns[p] - 1)
+    elif kind == "tail":
+        high = sum(columns[p] * 2 ** (3 - p) for p in range(4))
+        low = sum(columns[4 + p] * 2 ** (3 - p) for p in range(4))
+        weight = (per_column(tensors[name + ".offset.8"])
+                  + per_column(tensors[name + ".scale.8"]) * (2 * high - 15) / 2
+                  + per_column(tensors[name + ".tail.8"]) * (2 * low - 15) / 2)
     else:
         raise ValueError(kind)
     return weight.reshape(n_rows, -1)[:, :entry["n_cols"]]
@@ -97,6 +103,11 @@ class Model:
         quant = self.config["quantization_config"]
         return nested_weight(self.tensors, name, quant["linears"][name], quant["group_size"], self.bits)
 
+    def last_kv(self, ids):
+        """K (rotated) and V of the last layer, each (len(ids), KV heads, head_dim)."""
+        self.logits(ids)
+        return self.kv
+
     def bias(self, name):
         return self.tensors[name + ".bias"].astype(np.float64) if name + ".bias" in self.tensors else 0.0
 
@@ -127,6 +138,7 @@ class Model:
         q = rotate(self.linear(at + "q_proj", h).reshape(n, n_heads, dim))
         k = rotate(self.linear(at + "k_proj", h).reshape(n, n_kv, dim))
         v = self.linear(at + "v_proj", h).reshape(n, n_kv, dim)
+        self.kv = k, v
         k, v = (np.repeat(t, n_heads // n_kv, axis=1) for t in (k, v))
         scores = np.einsum("qhd,khd->hqk", q, k) / np.sqrt(dim) + np.triu(np.full((n, n), -np.inf), 1)
         scores = np.exp(scores - scores.max(-1, keepdims=True))
@@ -135,7 +147,7 @@ class Model:
         return self.linear(at + ("dense" if c["model_type"] == "phi" else "o_proj"), mixed)
 
     def mlp(self, at, h):
-        act = ACTIVATIONS[self.config["hidden_act"]]
+        act = ACTIVATIONS[self.config.get("hidden_act", "silu")]
         if self.config["model_type"] == "phi":
             return self.linear(at + "fc2", act(self.linear(at + "fc1", h)))
         return self.linear(at + "down_proj", act(self.linear(at + "gate_proj", h)) * self.linear(at + "up_proj", h))

@@ -1,6 +1,6 @@
 /* pmpd quantize from folder to folder: what is stored, what is refused, and that nothing
- * half-written is left. The last part needs a real model: PMPD_TEST_DATA. SPDX-License-Identifier:
- * Apache-2.0
+ * half-written is left. The last part needs a real model: PMPD_TEST_DATA.
+ * SPDX-License-Identifier: Apache-2.0
  */
 #include <dirent.h>
 #include <fcntl.h>
@@ -404,7 +404,7 @@ static void test_cli_errors(void)
     CHECK_STATUS(CLI("a", "b", "--bits", "2,3", "--tail", "8"), ST_USER, "add 4 to --bits");
     CHECK_STATUS(CLI("a", "b", "--group", "48"), ST_USER, "expected 32, 64 or 128");
     CHECK_STATUS(CLI("a", "b", "--group", "x"), ST_USER, "--group is \"x\"");
-    CHECK_STATUS(CLI("a", "b", "--levels", "lut"), ST_USER, "expected tied or free");
+    CHECK_STATUS(CLI("a", "b", "--alphas", "lut"), ST_USER, "expected tied or free");
     CHECK_STATUS(CLI("a", "b", "--threads", "0"), ST_USER, "--threads is \"0\"");
     CHECK_STATUS(CLI("a", "b", "--lambda", "1,4"), ST_USER, "has 2 numbers, expected 3");
     CHECK_STATUS(CLI("a", "b", "--lambda", "1,4,nan"), ST_USER, "weight of 4 bits is nan");
