@@ -501,6 +501,23 @@ enum status backend_rmsnorm(struct backend *be, struct tensor *y, const struct t
     return ST_OK;
 }
 
+enum status backend_layernorm(struct backend *be, struct tensor *y, const struct tensor *x,
+                              const struct tensor *gain, const struct tensor *bias, float eps)
+{
+    static const char op[] = "layernorm";
+    TRY(expect_2d(op, "x", x, F32_ONLY, ANY, ANY));
+    TRY(expect_2d(op, "y", y, F32_ONLY, x->dims[0], x->dims[1]));
+    TRY(expect_1d(op, "gain", gain, F32_ONLY, x->dims[1]));
+    if (bias) {
+        TRY(expect_1d(op, "bias", bias, F32_ONLY, x->dims[1]));
+    }
+    if (!(eps >= 0)) {
+        FAIL(ST_SHAPE, "%s: eps is %g, expected 0 or more", op, (double)eps);
+    }
+    TRY(be->ops->layernorm(be, y, x, gain, bias, eps));
+    return ST_OK;
+}
+
 enum status backend_rope(struct backend *be, struct tensor *q, struct tensor *k,
                          const struct token_place *place, const struct rope_table *table)
 {
@@ -559,6 +576,20 @@ enum status backend_glu(struct backend *be, struct tensor *y, const struct tenso
         FAIL(ST_UNSUPPORTED, "%s: activation %d, expected ACT_SILU (%d)", op, (int)act, ACT_SILU);
     }
     TRY(be->ops->glu(be, y, gate, up, act));
+    return ST_OK;
+}
+
+enum status backend_activate(struct backend *be, struct tensor *y, const struct tensor *x,
+                             enum activation act)
+{
+    static const char op[] = "activate";
+    TRY(expect_2d(op, "x", x, F32_ONLY, ANY, ANY));
+    TRY(expect_2d(op, "y", y, F32_ONLY, x->dims[0], x->dims[1]));
+    if (act != ACT_GELU_TANH && act != ACT_GELU_ERF) {
+        FAIL(ST_UNSUPPORTED, "%s: activation %d, expected ACT_GELU_TANH (%d) or ACT_GELU_ERF (%d)",
+             op, (int)act, ACT_GELU_TANH, ACT_GELU_ERF);
+    }
+    TRY(be->ops->activate(be, y, x, act));
     return ST_OK;
 }
 

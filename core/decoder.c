@@ -6,6 +6,7 @@
 
 #include "core/log.h"
 #include "core/mem.h"
+#include "core/rope.h"
 
 struct decoder {
     struct backend *be;               /* borrowed */
@@ -67,7 +68,7 @@ static size_t lay_out(struct decoder *d, char *base)
     d->att = cut(base, &used, r * heads * hd, sizeof(float));
     d->k = cut(base, &used, r * kv * hd, sizeof(float));
     d->v = cut(base, &used, r * kv * hd, sizeof(float));
-    d->gate = cut(base, &used, r * ffn, sizeof(float));
+    d->gate = cut(base, &used, model_has_role(c, M_GATE) ? r * ffn : 0, sizeof(float));
     d->up = cut(base, &used, r * ffn, sizeof(float));
     d->parts = cut(base, &used, own * r * hidden, sizeof(float));
     d->gathered = cut(base, &used, s->size > 1 ? all * r * hidden : 0, sizeof(float));
@@ -87,12 +88,15 @@ static enum status make_rope(struct decoder *d)
     int32_t half = c->rot_dim / 2;
     size_t n = (size_t)d->opt.max_tok * (size_t)half;
     float *host = NULL;
+    double *frequency = NULL;
     void *block = NULL;
     enum status st = ST_OK;
-    TRY(MEM_NEW(&host, 2 * n));
+    TRY_GOTO(st, MEM_NEW(&host, 2 * n), done);
+    TRY_GOTO(st, MEM_NEW(&frequency, half), done);
+    rope_frequencies(frequency, c->rope_theta, c->rot_dim, &c->rope_scaling);
     for (int32_t p = 0; p < d->opt.max_tok; p++) {
         for (int32_t i = 0; i < half; i++) {
-            double angle = p * pow(c->rope_theta, -2.0 * i / c->rot_dim);
+            double angle = p * frequency[i];
             host[(size_t)p * (size_t)half + (size_t)i] = (float)cos(angle);
             host[n + (size_t)p * (size_t)half + (size_t)i] = (float)sin(angle);
         }
@@ -104,6 +108,7 @@ static enum status make_rope(struct decoder *d)
     TRY_GOTO(st, backend_upload(d->be, block, host, 2 * n * sizeof *host), done);
 done:
     mem_free(host);
+    mem_free(frequency);
     return st;
 }
 
@@ -206,8 +211,8 @@ static enum status set_bits(struct decoder *d, int32_t n_tok)
     return backend_upload(d->be, d->bits, d->host_bits, (size_t)(n + 1) * (size_t)d->rows);
 }
 
-/* y = the linear layer's product, in `share` segments where the matrix is cut by columns. x and y
- * begin at row `first` of the pass. */
+/* y = the linear layer's product, in `share` segments where the matrix is cut by columns (then
+ * without the bias, which add_segments adds). x and y begin at row `first` of the pass. */
 static enum status multiply(struct decoder *d, const struct pass *p, const struct linear *l, int m,
                             float *y, float *x, int32_t first, const struct segment_share *share)
 {
@@ -222,30 +227,32 @@ static enum status multiply(struct decoder *d, const struct pass *p, const struc
     struct tensor tx = tensor_2d(x + (size_t)first * (size_t)n_cols, DT_F32, n_tok, n_cols);
     struct tensor ty = tensor_3d(y, DT_F32, n_segments, n_tok, n_rows);
     struct tensor bits = tensor_1d(d->bits + (size_t)m * (size_t)d->rows + first, DT_U8, n_tok);
+    const struct tensor *bias = !share && l->bias.data ? &l->bias : NULL;
     if (n_segments == 1) {
         ty = tensor_2d(y, DT_F32, n_tok, n_rows);
     }
     if (l->is_nested) {
-        return backend_matmul_nested(d->be, &ty, &l->nested, &bits, &tx, NULL, &how);
+        return backend_matmul_nested(d->be, &ty, &l->nested, &bits, &tx, bias, &how);
     }
-    return backend_matmul_dense(d->be, &ty, &l->dense, &tx, NULL, &how);
+    return backend_matmul_dense(d->be, &ty, &l->dense, &tx, bias, &how);
 }
 
-/* x += the sum over all segments of all ranks, in segment order. */
-static enum status add_segments(struct decoder *d, const struct pass *p,
+/* x += the sum over all segments of all ranks, in segment order, and the bias of the product. */
+static enum status add_segments(struct decoder *d, const struct pass *p, const struct linear *l,
                                 const struct segment_share *share)
 {
+    const struct tensor *bias = l->bias.data ? &l->bias : NULL;
     int32_t hidden = d->w->config.hidden, own = share->end - share->begin;
     struct tensor x = tensor_2d(d->x, DT_F32, p->n_tok, hidden);
     struct tensor parts = tensor_3d(d->parts, DT_F32, own, p->n_tok, hidden);
     if (d->coll->size == 1) {
-        return backend_add_parts(d->be, &x, &parts, NULL);
+        return backend_add_parts(d->be, &x, &parts, bias);
     }
     TRY(backend_sync(d->be));
     if (share->total == d->coll->size) { /* one segment each: rank order is segment order */
         parts = tensor_2d(d->parts, DT_F32, p->n_tok, hidden);
         TRY(collective_all_reduce_sum(d->coll, &parts));
-        return backend_add_parts(d->be, &x, &parts, NULL);
+        return backend_add_parts(d->be, &x, &parts, bias);
     }
     for (int r = 0; r < d->coll->size; r++) {
         int32_t n =
@@ -254,7 +261,18 @@ static enum status add_segments(struct decoder *d, const struct pass *p,
     }
     struct tensor all = tensor_3d(d->gathered, DT_F32, share->total, p->n_tok, hidden);
     TRY(collective_all_gather(d->coll, &all, &parts, d->counts));
-    return backend_add_parts(d->be, &x, &all, NULL);
+    return backend_add_parts(d->be, &x, &all, bias);
+}
+
+static enum status normalise(struct decoder *d, struct tensor *y, const struct tensor *x,
+                             const struct norm_weights *n)
+{
+    const struct model_config *c = &d->w->config;
+    if (c->norm == NORM_LAYER) {
+        return backend_layernorm(d->be, y, x, &n->gain, n->bias.data ? &n->bias : NULL,
+                                 c->norm_eps);
+    }
+    return backend_rmsnorm(d->be, y, x, &n->gain, c->norm_eps);
 }
 
 static enum status attention_block(struct decoder *d, const struct pass *p, int layer)
@@ -266,7 +284,7 @@ static enum status attention_block(struct decoder *d, const struct pass *p, int 
     int32_t heads = s->head_end - s->head_begin, kv = s->kv_end - s->kv_begin;
     struct tensor x = tensor_2d(d->x, DT_F32, p->n_tok, c->hidden), h = x;
     h.data = d->h;
-    TRY(backend_rmsnorm(d->be, &h, &x, &l->attn_norm, c->norm_eps));
+    TRY(normalise(d, &h, &x, &l->attn_norm));
     TRY(multiply(d, p, &l->matrix[M_Q], m + M_Q, d->q, d->h, 0, NULL));
     TRY(multiply(d, p, &l->matrix[M_K], m + M_K, d->k, d->h, 0, NULL));
     TRY(multiply(d, p, &l->matrix[M_V], m + M_V, d->v, d->h, 0, NULL));
@@ -279,7 +297,7 @@ static enum status attention_block(struct decoder *d, const struct pass *p, int 
     float scale = (float)(1.0 / sqrt((double)c->head_dim));
     TRY(backend_attention(d->be, &att, &q, &d->kv.layers[layer], &p->place, scale));
     TRY(multiply(d, p, &l->matrix[M_O], m + M_O, d->parts, d->att, 0, &s->attn));
-    return add_segments(d, p, &s->attn);
+    return add_segments(d, p, &l->matrix[M_O], &s->attn);
 }
 
 static enum status mlp_block(struct decoder *d, const struct pass *p, int layer)
@@ -288,16 +306,25 @@ static enum status mlp_block(struct decoder *d, const struct pass *p, int layer)
     const struct model_shard *s = &d->w->shard;
     const struct layer_weights *l = &d->w->layers[layer];
     int m = layer * M_N_ROLES;
+    int32_t width = s->ffn_end - s->ffn_begin;
     struct tensor x = tensor_2d(d->x, DT_F32, p->n_tok, c->hidden), h = x;
+    struct tensor up = tensor_2d(d->up, DT_F32, p->n_tok, width), gate = up;
     h.data = d->h;
-    TRY(backend_rmsnorm(d->be, &h, &x, &l->mlp_norm, c->norm_eps));
-    TRY(multiply(d, p, &l->matrix[M_GATE], m + M_GATE, d->gate, d->h, 0, NULL));
+    gate.data = d->gate;
+    if (!c->parallel) { /* else h still is the norm of the block's input, as attention had it */
+        TRY(normalise(d, &h, &x, &l->mlp_norm));
+    }
     TRY(multiply(d, p, &l->matrix[M_UP], m + M_UP, d->up, d->h, 0, NULL));
-    struct tensor gate = tensor_2d(d->gate, DT_F32, p->n_tok, s->ffn_end - s->ffn_begin), up = gate;
-    up.data = d->up;
-    TRY(backend_glu(d->be, &gate, &gate, &up, c->act));
-    TRY(multiply(d, p, &l->matrix[M_DOWN], m + M_DOWN, d->parts, d->gate, 0, &s->mlp));
-    return add_segments(d, p, &s->mlp);
+    float *inner = d->up;
+    if (model_has_role(c, M_GATE)) {
+        inner = d->gate;
+        TRY(multiply(d, p, &l->matrix[M_GATE], m + M_GATE, d->gate, d->h, 0, NULL));
+        TRY(backend_glu(d->be, &gate, &gate, &up, c->act));
+    } else {
+        TRY(backend_activate(d->be, &up, &up, c->act));
+    }
+    TRY(multiply(d, p, &l->matrix[M_DOWN], m + M_DOWN, d->parts, inner, 0, &s->mlp));
+    return add_segments(d, p, &l->matrix[M_DOWN], &s->mlp);
 }
 
 /* Head, statistics of this rank's vocabulary, merged over all ranks in vocabulary order. */
@@ -314,7 +341,7 @@ static enum status read_out(struct decoder *d, const struct pass *p, struct toke
     struct tensor x = tensor_2d(d->x + (size_t)first * (size_t)c->hidden, DT_F32, n, c->hidden),
                   h = x;
     h.data = d->h + (size_t)first * (size_t)c->hidden;
-    TRY(backend_rmsnorm(d->be, &h, &x, &d->w->final_norm, c->norm_eps));
+    TRY(normalise(d, &h, &x, &d->w->final_norm));
     TRY(multiply(d, p, &d->w->head, c->n_layers * M_N_ROLES, d->logits, d->h, first, NULL));
     struct tensor logits = tensor_2d(d->logits, DT_F32, n, s->vocab_end - s->vocab_begin);
     TRY(backend_logit_stats(d->be, d->stats_local, &logits, s->vocab_begin,

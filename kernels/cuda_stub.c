@@ -100,6 +100,13 @@ static enum status stub_rmsnorm(struct backend *be, struct tensor *y, const stru
     return absent();
 }
 
+static enum status stub_layernorm(struct backend *be, struct tensor *y, const struct tensor *x,
+                                  const struct tensor *gain, const struct tensor *bias, float eps)
+{
+    (void)be, (void)y, (void)x, (void)gain, (void)bias, (void)eps;
+    return absent();
+}
+
 static enum status stub_rope(struct backend *be, struct tensor *q, struct tensor *k,
                              const struct token_place *place, const struct rope_table *table)
 {
@@ -126,6 +133,13 @@ static enum status stub_glu(struct backend *be, struct tensor *y, const struct t
                             const struct tensor *up, enum activation act)
 {
     (void)be, (void)y, (void)gate, (void)up, (void)act;
+    return absent();
+}
+
+static enum status stub_activate(struct backend *be, struct tensor *y, const struct tensor *x,
+                                 enum activation act)
+{
+    (void)be, (void)y, (void)x, (void)act;
     return absent();
 }
 
@@ -157,9 +171,11 @@ const struct backend_ops cuda_ops = {
     .add_parts = stub_two_inputs,
     .embed = stub_two_inputs,
     .rmsnorm = stub_rmsnorm,
+    .layernorm = stub_layernorm,
     .rope = stub_rope,
     .kv_append = stub_kv_append,
     .attention = stub_attention,
     .glu = stub_glu,
+    .activate = stub_activate,
     .logit_stats = stub_logit_stats,
 };

@@ -19,10 +19,12 @@ static struct {
     [OP_ADD_PARTS] = {"add_parts", 0, 0}, /* f32 in a stated order: exact */
     [OP_EMBED] = {"embed", 0, 0},         /* a conversion: exact */
     [OP_RMSNORM] = {"rmsnorm", 1e-6, 0},
+    [OP_LAYERNORM] = {"layernorm", 1e-6, 0},
     [OP_ROPE] = {"rope", 1e-6, 0},
     [OP_KV] = {"kv_append", 0, 0}, /* one rounding: exact */
     [OP_ATTENTION] = {"attention", 1e-6, 0},
     [OP_GLU] = {"glu", 1e-6, 0},
+    [OP_ACTIVATE] = {"activate", 1e-6, 0},
     [OP_STATS] = {"logit_stats", 1e-6, 0},
 };
 
@@ -487,6 +489,7 @@ int main(int argc, char **argv)
     test_glu();
     test_rope();
     check_n_failed += cases_attention();
+    check_n_failed += cases_layer();
     test_stats();
     for (int op = 0; op < OP_N; op++) {
         printf("%-14s worst NMSE %.3g, bound %.3g\n", ops[op].name, ops[op].worst, ops[op].bound);
