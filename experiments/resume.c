@@ -15,11 +15,12 @@ void resume_key(uint64_t key[2], const struct prompt *prompt, int64_t ordinal,
     bool one = s->decode.slots == 1 && !policy_adds_tokens;
     int n = snprintf(
         text, sizeof text,
-        "format %d\nmodel %s\nordinal %lld\nnew %d\ntemperature %.17g\nseed %lld\neos %d\n"
+        "format %d\nmodel %s\nordinal %lld\nnew %d\ntemperature %.17g\n"
+        "top_k %d\ntop_p %.17g\nmin_p %.17g\nseed %lld\neos %d\n"
         "policy %s\nprefill %s\nlevel %s\nswitches %s\nalternate %s\ndial %.17g\n"
         "backend %s %s\nproduct %s\nchunk %d\nkv %s\nfeatures %d\n%s %d\n",
         RESUME_FORMAT_VERSION, model_digest, (long long)ordinal, s->decode.max_new_tokens,
-        s->decode.temperature, (long long)s->decode.seed, s->decode.stop_at_eos, s->policy.name,
+        s->decode.temperature, s->decode.top_k, s->decode.top_p, s->decode.min_p, (long long)s->decode.seed, s->decode.stop_at_eos, s->policy.name,
         s->policy.prefill, s->policy.level, s->policy.switches, s->policy.alternate, s->policy.dial,
         e->be.ops->name, e->be.ops->arithmetic(&e->be), one ? "one" : "slots",
         s->decode.prefill_chunk, dtype_name(e->kv_dtype), s->output.kv_features,
