@@ -254,8 +254,8 @@ MUST_CHECK enum status backend_logit_stats(struct backend *be, struct logit_stat
                                            const int32_t *cut_host, int32_t n_cuts,
                                            const struct logit_want *want_host);
 /* The k largest of each row of logits (n_tok, n_vocab_local) F32 with their global ids, largest
- * first; among equal logits the lower id first. out (n_tok, k) is host memory; where a row has fewer
- * than k logits the rest is {-inf, -1}. Logits that are not numbers may come out anywhere.
+ * first; among equal logits the lower id first. out (n_tok, k) is host memory; where a row has
+ * fewer than k logits the rest is {-inf, -1}. Logits that are not numbers may come out anywhere.
  * Synchronises. Errors: ST_SHAPE. */
 MUST_CHECK enum status backend_top_k(struct backend *be, struct logit_candidate *out_host,
                                      const struct tensor *logits, int32_t first_id, int32_t k);

@@ -1,23 +1,20 @@
 /* Sampling from a part of the vocabulary: top-k, top-p and min-p over candidates in descending
  * order, taken from the lists that the ranks of a replica offer.
  *
- * The order of the filters is that of Hugging Face transformers' generate: temperature, top-k, top-p,
- * min-p. With ids ordered by logit, largest first and equal logits by the lower id, each filter keeps
- * the beginning of that order, so that what is kept is the shortest of three beginnings:
- *   top-k  the first k ids.
- *   top-p  the fewest ids whose probabilities reach p, at least one. Probabilities are
- *          exp(l / T), normalised over what top-k keeps. "Reach" has a tolerance of 1e-9, so that
- *          rounding of sums decides nothing where the exact sum is p.
- *   min-p  the ids with at least min_p times the probability of the most likely id.
- * The token is then the one of the kept with the largest sampler_score (Gumbel-max), the first of
- * equal ones: an exact sample of their renormalised softmax(l / T), drawn with the same noise per id
- * whether anything is filtered or not.
- * Sources: top-k: Fan, Lewis, Dauphin, "Hierarchical Neural Story Generation" (arXiv 1805.04833),
- *            section 5.
- *          top-p: Holtzman et al., "The Curious Case of Neural Text Degeneration"
+ * The order of the filters is that of Hugging Face transformers' generate: temperature, top-k,
+ * top-p, min-p. With ids ordered by logit, largest first and equal logits by the lower id, each
+ * filter keeps the beginning of that order, so that what is kept is the shortest of three
+ * beginnings: top-k  the first k ids. top-p  the fewest ids whose probabilities reach p, at least
+ * one. Probabilities are exp(l / T), normalised over what top-k keeps. "Reach" has a tolerance of
+ * 1e-9, so that rounding of sums decides nothing where the exact sum is p. min-p  the ids with at
+ * least min_p times the probability of the most likely id. The token is then the one of the kept
+ * with the largest sampler_score (Gumbel-max), the first of equal ones: an exact sample of their
+ * renormalised softmax(l / T), drawn with the same noise per id whether anything is filtered or
+ * not. Sources: top-k: Fan, Lewis, Dauphin, "Hierarchical Neural Story Generation" (arXiv
+ * 1805.04833), section 5. top-p: Holtzman et al., "The Curious Case of Neural Text Degeneration"
  *            (arXiv 1904.09751), section 3.1.
- *          min-p: Nguyen et al., "Turning Up the Heat: Min-p Sampling" (arXiv 2407.01082), section 3.
- * SPDX-License-Identifier: Apache-2.0
+ *          min-p: Nguyen et al., "Turning Up the Heat: Min-p Sampling" (arXiv 2407.01082),
+ * section 3. SPDX-License-Identifier: Apache-2.0
  */
 #ifndef PMPD_CORE_CANDIDATES_H
 #define PMPD_CORE_CANDIDATES_H

@@ -34,8 +34,8 @@ struct decoder {
     int32_t *levels_of;                                  /* (R) level of each token */
     struct logit_stats *stats_local, *stats_all;         /* (R, cuts): this rank's, all ranks' */
     struct logit_want *wants;                            /* (R) */
-    struct logit_stats *merged;                  /* (R) */
-    struct chooser *chooser;                     /* NULL when nothing is filtered */
+    struct logit_stats *merged;                          /* (R) */
+    struct chooser *chooser;                             /* NULL when nothing is filtered */
     size_t *counts;                                      /* (ranks) */
     float *feature_scratch;                              /* allocated on first use */
     int32_t last_results;                                /* rows of logits of the last pass */

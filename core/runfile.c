@@ -257,7 +257,7 @@ static enum status write_passes(hid_t file, const struct pass_row *passes, size_
         const struct pass_record *p = passes[i].pass;
         row = (struct row){p->pass,           p->weight_bytes, p->kv_bytes, passes[i].epoch,
                            passes[i].replica, p->kind,         p->n_slots,  p->n_tok,
-                           p->n_gathered, p->max_bits,       p->time_us,      p->comm_us};
+                           p->n_gathered,     p->max_bits,     p->time_us,  p->comm_us};
         TRY_GOTO(st, h5_table_put(&t, &row), done);
     }
     TRY_GOTO(st, h5_table_end(&t), done);

@@ -30,7 +30,7 @@ struct pass_record {
     int32_t kind;  /* enum pass_kind */
     int32_t n_slots, n_tok;
     int32_t n_gathered; /* tokens for which all logits were gathered (core/chooser.h) */
-    int32_t max_bits; /* planes read by the widest product; dense: bits of the dtype */
+    int32_t max_bits;   /* planes read by the widest product; dense: bits of the dtype */
     float time_us, comm_us;
     uint64_t weight_bytes; /* planes, levels and head read */
     uint64_t kv_bytes;     /* K and V rows read */

@@ -129,7 +129,7 @@ static enum status no_records(void *ctx, uint32_t kind, const void *payload, siz
 
 /* A run of all prompts with the given slots; steps and allocations go to w. */
 static void run(struct env *env, const char *model, const char *out, int32_t n_slots, double top_p,
-                struct watch *w)
+                float temperature, struct watch *w)
 {
     struct settings s;
     struct engine e;
@@ -160,7 +160,7 @@ static void run(struct env *env, const char *model, const char *out, int32_t n_s
                                 .max_tok = e.context,
                                 .max_turns = 1,
                                 .max_new_tokens = N_NEW,
-                                .temperature = 0.7f,
+                                .temperature = temperature,
                                 .seed = 3,
                                 .on_token = on_token,
                                 .on_finished = on_finished,
@@ -237,7 +237,7 @@ int main(int argc, char **argv)
         struct nested_options o = {.n_threads = 1, .version = "test"};
         struct nested_report report;
         m.vocab = 700; /* more than a rank's candidates */
-        m.ffn = 256; /* groups of 32: every matrix splits over two ranks */
+        m.ffn = 256;   /* groups of 32: every matrix splits over two ranks */
         CHECK_OK(fit_spec_make(&o.spec, 1u << 2 | 1u << 3 | 1u << 4, LEVEL_TIED, false, 32, NULL));
         CHECK(system(NULL) != 0);
         char command[GEN_PATH_BYTES + 16];
@@ -247,26 +247,24 @@ int main(int argc, char **argv)
         CHECK_OK(nested_write(&report, dense, nested, &o));
     }
     MPI_Barrier(env.world);
-    run(&env, nested, gen_path(out, folder, "two"), 2, 1, &two);
+    run(&env, nested, gen_path(out, folder, "two"), 2, 1, 0.7f, &two);
     check_run(&two);
-    run(&env, nested, gen_path(out, folder, "three"), 3, 1, &three);
+    run(&env, nested, gen_path(out, folder, "three"), 3, 1, 0.7f, &three);
     check_run(&three);
-    run(&env, nested, gen_path(out, folder, "again"), 5, 1, &again);
+    run(&env, nested, gen_path(out, folder, "again"), 5, 1, 0.7f, &again);
     check_same(&two, &three); /* other passes */
     check_same(&two, &again);
     CHECK(two.n_gathered == 0 && three.n_gathered == 0);
-    /* restricted sampling: so flat a model needs more ids than the candidates, and logits travel */
-    run(&env, nested, gen_path(out, folder, "wide"), 2, 0.97, &two);
+    /* restricted sampling, so hot that the candidates do not always suffice */
+    run(&env, nested, gen_path(out, folder, "wide"), 2, 0.97, 8, &two);
     check_run(&two);
-    run(&env, nested, gen_path(out, folder, "wide5"), 5, 0.97, &three);
+    run(&env, nested, gen_path(out, folder, "wide5"), 5, 0.97, 8, &three);
     check_run(&three);
     check_same(&two, &three);
-    if (!CHECK(two.n_gathered > 0 && two.n_gathered == three.n_gathered)) {
+    if (!CHECK(two.n_gathered > 0 && two.n_gathered < two.n_tokens &&
+               two.n_gathered == three.n_gathered)) {
         fprintf(stderr, "    gathered: %ld and %ld\n", two.n_gathered, three.n_gathered);
     }
-    run(&env, nested, gen_path(out, folder, "narrow"), 3, 0.2, &again);
-    check_run(&again);
-    CHECK(again.n_gathered == 0);
     CHECK(atomic_load(&n_allocated) > 100); /* the linker did send them here */
     MPI_Barrier(env.world);
     if (env.rank == 0) {

@@ -451,8 +451,8 @@ static int by_order(const void *a, const void *b)
     return x->logit > y->logit ? -1 : x->logit < y->logit ? 1 : (x->id > y->id) - (x->id < y->id);
 }
 
-/* Against a full sort. kind 0: random; 1: few different values; 2: all equal; 3: rising; 4: falling;
- * 5: half of them -inf. */
+/* Against a full sort. kind 0: random; 1: few different values; 2: all equal; 3: rising; 4:
+ * falling; 5: half of them -inf. */
 static void one_top_k(int32_t n_tok, int32_t n, int32_t k, int kind)
 {
     enum { FIRST = 700 };
@@ -477,8 +477,8 @@ static void one_top_k(int32_t n_tok, int32_t n, int32_t k, int kind)
         }
         qsort(sorted, (size_t)n, sizeof *sorted, by_order);
         int32_t n_kept = k < n ? k : n;
-        bool same = memcmp(got + (size_t)j * (size_t)k, sorted,
-                                      (size_t)n_kept * sizeof *sorted) == 0;
+        bool same =
+            memcmp(got + (size_t)j * (size_t)k, sorted, (size_t)n_kept * sizeof *sorted) == 0;
         for (int32_t i = n_kept; i < k; i++) {
             const struct logit_candidate *c = &got[j * k + i];
             same = same && c->id == -1 && c->logit == -INFINITY;

@@ -39,7 +39,8 @@ static int by_order(const void *a, const void *b)
 }
 
 /* The ids that the filters keep, one filter after the other on an array of probabilities, as the
- * header words it. Returns how many; *close: a sum is so near the goal that rounding could decide. */
+ * header words it. Returns how many; *close: a sum is so near the goal that rounding could decide.
+ */
 static int oracle(int *order, const float *logits, int n, float temperature,
                   const struct candidate_filter *f, bool *close)
 {
@@ -81,8 +82,8 @@ static int oracle_choice(const int *order, int n_kept, const float *logits,
 {
     int best = order[0];
     for (int i = 1; i < n_kept; i++) {
-        float a = logits[order[i]] * (1.0f / want->temperature) +
-                  sampler_gumbel(want->key, order[i]);
+        float a =
+            logits[order[i]] * (1.0f / want->temperature) + sampler_gumbel(want->key, order[i]);
         float b = logits[best] * (1.0f / want->temperature) + sampler_gumbel(want->key, best);
         best = a > b ? order[i] : best;
     }
@@ -109,8 +110,7 @@ static struct outcome choose(const float *logits, int n, int n_parts,
         int begin = n * p / n_parts, held = n * (p + 1) / n_parts - begin;
         sampler_part_stats(&stats[p], logits + begin, held, begin, want);
         candidates_select(offered[p], width, logits + begin, held, begin);
-        lists[p] =
-            (struct candidate_list){offered[p], held < width ? held : width, held <= width};
+        lists[p] = (struct candidate_list){offered[p], held < width ? held : width, held <= width};
     }
     sampler_merge(&merged, stats, n_parts, want);
     struct outcome out = {0};
@@ -152,8 +152,8 @@ static void test_against_sort(void)
     long n_settled = 0, n_all = 0, n_close = 0;
     for (int round = 0; round < 6000; round++) {
         int n = ns[below(round % 3 == 0 ? 9 : 8)];
-        struct candidate_filter f = {.top_k = ks[below(11)], .top_p = ps[below(9)],
-                                     .min_p = ms[below(7)]};
+        struct candidate_filter f = {
+            .top_k = ks[below(11)], .top_p = ps[below(9)], .min_p = ms[below(7)]};
         struct logit_want want = {.target = -1, .temperature = ts[below(7)], .restricted = true};
         bool close = false;
         sampler_key(want.key, 99, 0, 0, (uint32_t)round);
@@ -235,11 +235,11 @@ static void test_frequencies(void)
         int n_kept; /* worked out by hand from the sums */
         double chi2;
     } cases[] = {
-        {{.top_k = 3, .top_p = 1}, 1, 3, 13.82},           /* chi-square, p = 0.001, 2 d.f. */
-        {{.top_p = 0.9}, 1, 4, 16.27},                     /* 0.432 0.694 0.853 0.911 */
-        {{.top_p = 1, .min_p = 0.1}, 1, 4, 16.27},         /* e^-2 = 0.135 stays, e^-2.5 = 0.082 not */
-        {{.top_k = 4, .top_p = 0.9}, 1, 3, 13.82},         /* of 0.911: 0.936 reached by 3 */
-        {{.top_p = 0.9}, 2, 7, 22.46},                     /* flatter: 0.8956 with 6, 0.957 with 7 */
+        {{.top_k = 3, .top_p = 1}, 1, 3, 13.82},   /* chi-square, p = 0.001, 2 d.f. */
+        {{.top_p = 0.9}, 1, 4, 16.27},             /* 0.432 0.694 0.853 0.911 */
+        {{.top_p = 1, .min_p = 0.1}, 1, 4, 16.27}, /* e^-2 = 0.135 stays, e^-2.5 = 0.082 not */
+        {{.top_k = 4, .top_p = 0.9}, 1, 3, 13.82}, /* of 0.911: 0.936 reached by 3 */
+        {{.top_p = 0.9}, 2, 7, 22.46},             /* flatter: 0.8956 with 6, 0.957 with 7 */
         {{.top_k = 6, .top_p = 0.95, .min_p = 0.3}, 2, 4, 16.27}, /* e^-1 = 0.37, e^-1.25 = 0.29 */
     };
     static const int order[K] = {1, 4, 6, 2, 3, 0, 5, 7};
@@ -283,7 +283,8 @@ static void test_exact_sums(void)
                 int id = choose(logits, n, 1 + (int)i % 4, &f, &want).id;
                 bool is_best = true; /* of the first j ids, and of no more */
                 for (int k = 0; k < j; k++) {
-                    is_best = is_best && sampler_gumbel(want.key, k) <= sampler_gumbel(want.key, id);
+                    is_best =
+                        is_best && sampler_gumbel(want.key, k) <= sampler_gumbel(want.key, id);
                 }
                 CHECK(is_best && id < j);
             }

@@ -97,8 +97,9 @@ static void check_equal(const struct finished_record *a, const struct finished_r
     for (int i = 0; i < a->n_passes; i++) {
         const struct pass_record *p = &a->passes[i], *q = &b->passes[i];
         CHECK(p->pass == q->pass && p->kind == q->kind && p->n_slots == q->n_slots &&
-              p->n_tok == q->n_tok && p->n_gathered == q->n_gathered && p->max_bits == q->max_bits &&
-              p->weight_bytes == q->weight_bytes && p->kv_bytes == q->kv_bytes);
+              p->n_tok == q->n_tok && p->n_gathered == q->n_gathered &&
+              p->max_bits == q->max_bits && p->weight_bytes == q->weight_bytes &&
+              p->kv_bytes == q->kv_bytes);
         CHECK_NEAR(p->time_us, q->time_us, 0);
         CHECK_NEAR(p->comm_us, q->comm_us, 0);
     }
