@@ -99,6 +99,7 @@ struct logit_stats {
     float pick_score;  /* max of l / temperature + Gumbel noise of the id */
     int32_t pick;      /* its id: an exact sample of softmax(l / temperature) */
     float pick_logit;  /* its logit */
+    double sum_exp_t;  /* sum exp((l - max) / temperature) of a restricted want; else 0 */
 };
 
 /* Per token: what to compute beside the statistics. Host memory, copied by the call. */
@@ -106,6 +107,14 @@ struct logit_want {
     int32_t target;    /* global vocabulary id to report, or -1 */
     float temperature; /* 0: greedy (pick = argmax) */
     uint64_t key[2];   /* of the counter-based generator: sampler_key() */
+    bool restricted;   /* the token will come from core/candidates.h: sum_exp_t is wanted, and the
+                          pick is not (it is as for greedy). Needs a temperature above 0. */
+};
+
+/* One id of the vocabulary that may be chosen. */
+struct logit_candidate {
+    float logit;
+    int32_t id; /* global; -1: no candidate (its logit is -inf) */
 };
 
 struct backend_ops {
@@ -158,6 +167,8 @@ struct backend_ops {
                                const struct tensor *logits, int32_t first_id,
                                const int32_t *cut_host, int32_t n_cuts,
                                const struct logit_want *want_host);
+    enum status (*top_k)(struct backend *be, struct logit_candidate *out_host,
+                         const struct tensor *logits, int32_t first_id, int32_t k);
 };
 
 /* ---- registry ---- */
@@ -259,5 +270,11 @@ MUST_CHECK enum status backend_logit_stats(struct backend *be, struct logit_stat
                                            const struct tensor *logits, int32_t first_id,
                                            const int32_t *cut_host, int32_t n_cuts,
                                            const struct logit_want *want_host);
+/* The k largest of each row of logits (n_tok, n_vocab_local) F32 with their global ids, largest
+ * first; among equal logits the lower id first. out (n_tok, k) is host memory; where a row has
+ * fewer than k logits the rest is {-inf, -1}. Logits that are not numbers may come out anywhere.
+ * Synchronises. Errors: ST_SHAPE. */
+MUST_CHECK enum status backend_top_k(struct backend *be, struct logit_candidate *out_host,
+                                     const struct tensor *logits, int32_t first_id, int32_t k);
 
 #endif

@@ -4,6 +4,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "core/chooser.h"
 #include "core/log.h"
 #include "core/mem.h"
 #include "core/rope.h"
@@ -34,6 +35,8 @@ struct decoder {
     int32_t *levels_of;                                  /* (R) level of each token */
     struct logit_stats *stats_local, *stats_all;         /* (R, cuts): this rank's, all ranks' */
     struct logit_want *wants;                            /* (R) */
+    struct logit_stats *merged;                          /* (R) */
+    struct chooser *chooser;                             /* NULL when nothing is filtered */
     size_t *counts;                                      /* (ranks) */
     float *feature_scratch;                              /* allocated on first use */
     int32_t last_results;                                /* rows of logits of the last pass */
@@ -145,7 +148,14 @@ enum status decoder_create(struct decoder **out, struct backend *be, struct coll
     TRY_GOTO(st, MEM_NEW(&d->wants, r), fail);
     TRY_GOTO(st, MEM_NEW(&d->stats_local, r * SHARD_MAX_SEGMENTS), fail);
     TRY_GOTO(st, MEM_NEW(&d->stats_all, r * (size_t)weights->shard.vocab.total), fail);
+    TRY_GOTO(st, MEM_NEW(&d->merged, r), fail);
     TRY_GOTO(st, MEM_NEW(&d->counts, coll->size), fail);
+    if (candidate_filter_is_on(&options->filter)) {
+        TRY_GOTO(st,
+                 chooser_create(&d->chooser, be, coll, &weights->shard, c->vocab, &options->filter,
+                                options->n_slots),
+                 fail);
+    }
     *out = d;
     return ST_OK;
 fail:
@@ -169,6 +179,8 @@ void decoder_destroy(struct decoder **dec)
     mem_free(d->wants);
     mem_free(d->stats_local);
     mem_free(d->stats_all);
+    mem_free(d->merged);
+    chooser_destroy(&d->chooser);
     mem_free(d->counts);
     mem_free(d->feature_scratch);
     mem_free(d);
@@ -189,7 +201,7 @@ void decoder_clear_slot(struct decoder *dec, int32_t slot)
 
 /* A pass being built: what its operations share. */
 struct pass {
-    int32_t n_tok, n_results;
+    int32_t n_tok, n_results, n_gathered;
     enum product product;
     struct token_place place;
 };
@@ -328,12 +340,13 @@ static enum status mlp_block(struct decoder *d, const struct pass *p, int layer)
 }
 
 /* Head, statistics of this rank's vocabulary, merged over all ranks in vocabulary order. */
-static enum status read_out(struct decoder *d, const struct pass *p, struct token_result *results)
+static enum status read_out(struct decoder *d, struct pass *p, struct token_result *results)
 {
     const struct model_config *c = &d->w->config;
     const struct model_shard *s = &d->w->shard;
     const struct segment_share *share = &s->vocab;
     int32_t n = p->n_results, first = p->n_tok - n, own = share->end - share->begin;
+    bool any_restricted = false;
     d->last_results = n;
     if (n == 0) {
         return backend_sync(d->be);
@@ -356,28 +369,34 @@ static enum status read_out(struct decoder *d, const struct pass *p, struct toke
         d->stats_all, DT_U8, (int32_t)((size_t)n * (size_t)share->total * sizeof *d->stats_all));
     TRY(collective_all_gather(d->coll, &all, &mine, d->counts));
     for (int32_t i = 0; i < n; i++) {
-        struct logit_stats parts[SHARD_MAX_SEGMENTS], merged;
+        struct logit_stats parts[SHARD_MAX_SEGMENTS], *merged = &d->merged[i];
         const struct logit_stats *from = d->stats_all;
         int n_merged = 0;
         for (int r = 0; r < d->coll->size; r++) {
             int32_t of_rank = (int32_t)(d->counts[r] / sizeof *from / (size_t)n);
             for (int32_t j = 0; j < of_rank; j++) {
                 if (n_merged == SHARD_MAX_SEGMENTS) { /* more ranks than fit: merge as we go */
-                    sampler_merge(&parts[0], parts, n_merged);
+                    sampler_merge(&parts[0], parts, n_merged, &d->wants[i]);
                     n_merged = 1;
                 }
                 parts[n_merged++] = from[(size_t)i * (size_t)of_rank + (size_t)j];
             }
             from += (size_t)n * (size_t)of_rank;
         }
-        sampler_merge(&merged, parts, n_merged);
-        if (merged.argmax < 0 || !isfinite(merged.sum_exp) || !isfinite(merged.max)) {
+        sampler_merge(merged, parts, n_merged, &d->wants[i]);
+        if (merged->argmax < 0 || !isfinite(merged->sum_exp) || !isfinite(merged->max)) {
             FAIL(ST_FORMAT,
                  "the logits of a token are not finite (largest %g): damaged weights, or "
                  "activations beyond the KV format's range (try kv.format = \"f32\")",
-                 (double)merged.max);
+                 (double)merged->max);
         }
-        sampler_result(&results[i], &merged, &d->wants[i]);
+        any_restricted = any_restricted || d->wants[i].restricted;
+    }
+    if (any_restricted) {
+        TRY(chooser_run(d->chooser, &logits, d->merged, d->wants, &p->n_gathered));
+    }
+    for (int32_t i = 0; i < n; i++) {
+        sampler_result(&results[i], &d->merged[i], &d->wants[i]);
     }
     return ST_OK;
 }
@@ -463,10 +482,17 @@ static enum status forward(struct decoder *d, int32_t n_tok, int32_t n_results,
         d->kv.n_filled[d->host_slot[i]] = d->host_pos[i] + 1;
     }
     *rec = (struct pass_record){.n_tok = n_tok,
+                                .n_gathered = p.n_gathered,
                                 .time_us = (float)(1e6 * (clock_s() - start)),
                                 .comm_us = (float)(1e6 * d->coll->comm_s)};
     count_bytes(d, &p, rec);
     return ST_OK;
+}
+
+static void set_want(struct decoder *d, int32_t i, const struct logit_want *want)
+{
+    d->wants[i] = *want;
+    d->wants[i].restricted = d->chooser && want->temperature > 0;
 }
 
 enum status decoder_step(struct decoder *d, const struct decode_token *tokens, int32_t n,
@@ -478,7 +504,7 @@ enum status decoder_step(struct decoder *d, const struct decode_token *tokens, i
         d->host_slot[i] = tokens[i].slot;
         d->host_pos[i] = d->kv.n_filled[tokens[i].slot];
         d->levels_of[i] = tokens[i].level;
-        d->wants[i] = tokens[i].want;
+        set_want(d, i, &tokens[i].want);
     }
     /* the product is named by configuration, never by how many slots are left */
     bool one = d->opt.n_slots == 1 && !d->opt.adds_tokens;
@@ -500,7 +526,7 @@ enum status decoder_prefill(struct decoder *d, int32_t slot, const int32_t *ids,
         d->levels_of[i] = level;
     }
     for (int32_t i = 0; i < n_results; i++) {
-        d->wants[i] = wants[i];
+        set_want(d, i, &wants[i]);
     }
     TRY(forward(d, n, n_results, PRODUCT_CHUNK, results, pass));
     pass->kind = PASS_PREFILL;

@@ -8,6 +8,7 @@
 #include <omp.h>
 #include <string.h>
 
+#include "core/candidates.h"
 #include "core/mem.h"
 #include "core/sampler.h"
 #include "kernels/kernels.h"
@@ -243,6 +244,21 @@ static enum status cpu_logit_stats(struct backend *be, struct logit_stats *out,
     return ST_OK;
 }
 
+static enum status cpu_top_k(struct backend *be, struct logit_candidate *out,
+                             const struct tensor *logits, int32_t first_id, int32_t k)
+{
+    const struct cpu *cpu = be->impl;
+    int32_t n_tok = logits->dims[0], n_vocab = logits->dims[1];
+    int n_threads = cpu_threads(cpu, tensor_count(logits));
+#pragma omp parallel for schedule(static) num_threads(n_threads) if (n_threads > 1)
+    for (int32_t t = 0; t < n_tok; t++) {
+        candidates_select(out + (size_t)t * (size_t)k, k,
+                          (const float *)logits->data + (size_t)t * (size_t)n_vocab, n_vocab,
+                          first_id);
+    }
+    return ST_OK;
+}
+
 const struct backend_ops cpu_ops = {
     .name = "cpu",
     .help = "threads, and AVX2 where the processor has it",
@@ -269,4 +285,5 @@ const struct backend_ops cpu_ops = {
     .glu = cpu_glu,
     .activate = cpu_activate,
     .logit_stats = cpu_logit_stats,
+    .top_k = cpu_top_k,
 };

@@ -293,6 +293,31 @@ static enum status ref_logit_stats(struct backend *be, struct logit_stats *out,
     return ST_OK;
 }
 
+/* Insertion in the order of ids: an equal logit goes behind those before it. */
+static enum status ref_top_k(struct backend *be, struct logit_candidate *out,
+                             const struct tensor *logits, int32_t first_id, int32_t k)
+{
+    (void)be;
+    const float *l = logits->data;
+    for (int32_t t = 0; t < logits->dims[0]; t++, out += k) {
+        for (int32_t j = 0; j < k; j++) {
+            out[j] = (struct logit_candidate){-HUGE_VALF, -1};
+        }
+        for (int32_t i = 0, n = 0; i < logits->dims[1]; i++, l++) {
+            int32_t at = n < k ? n++ : k; /* k: the last one falls out, or this one */
+            for (; at > 0 && *l > out[at - 1].logit; at--) {
+                if (at < k) {
+                    out[at] = out[at - 1];
+                }
+            }
+            if (at < k) {
+                out[at] = (struct logit_candidate){*l, first_id + i};
+            }
+        }
+    }
+    return ST_OK;
+}
+
 const struct backend_ops cpu_ref_ops = {
     .name = "cpu_ref",
     .help = "scalar oracle: strict IEEE, one thread, sums in double; slow",
@@ -319,4 +344,5 @@ const struct backend_ops cpu_ref_ops = {
     .glu = ref_glu,
     .activate = ref_activate,
     .logit_stats = ref_logit_stats,
+    .top_k = ref_top_k,
 };

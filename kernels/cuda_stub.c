@@ -152,6 +152,13 @@ static enum status stub_logit_stats(struct backend *be, struct logit_stats *out,
     return absent();
 }
 
+static enum status stub_top_k(struct backend *be, struct logit_candidate *out,
+                              const struct tensor *logits, int32_t first_id, int32_t k)
+{
+    (void)be, (void)out, (void)logits, (void)first_id, (void)k;
+    return absent();
+}
+
 const struct backend_ops cuda_ops = {
     .name = "cuda",
     .help = "NVIDIA GPU (not in this build)",
@@ -178,4 +185,5 @@ const struct backend_ops cuda_ops = {
     .glu = stub_glu,
     .activate = stub_activate,
     .logit_stats = stub_logit_stats,
+    .top_k = stub_top_k,
 };

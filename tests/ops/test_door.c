@@ -374,6 +374,22 @@ static void test_logit_stats(void)
                  "token 1 has temperature -0.5");
     want[1].temperature = NAN;
     CHECK_STATUS(backend_logit_stats(&be, out, &l, 0, cut, 2, want), ST_SHAPE, "temperature");
+    want[1].temperature = 0;
+    want[1].restricted = true;
+    CHECK_STATUS(backend_logit_stats(&be, out, &l, 0, cut, 2, want), ST_SHAPE,
+                 "token 1 is restricted at temperature 0");
+}
+
+static void test_top_k(void)
+{
+    struct logit_candidate out[8];
+    struct tensor l = tensor_2d(f, DT_F32, 2, 10), bad = tensor_2d(f, DT_F16, 2, 10);
+    CHECK_OK(backend_top_k(&be, out, &l, 0, 4));
+    CHECK_STATUS(backend_top_k(&be, out, &bad, 0, 4), ST_SHAPE, "logits is F16");
+    CHECK_STATUS(backend_top_k(&be, out, &l, -1, 4), ST_SHAPE, "first id is -1");
+    CHECK_STATUS(backend_top_k(&be, out, &l, INT32_MAX - 5, 4), ST_SHAPE, "first id");
+    CHECK_STATUS(backend_top_k(&be, out, &l, 0, 0), ST_SHAPE, "0 candidates");
+    CHECK_STATUS(backend_top_k(&be, NULL, &l, 0, 4), ST_SHAPE, "NULL");
 }
 
 int main(void)
@@ -396,6 +412,7 @@ int main(void)
         test_small();
         test_places();
         test_logit_stats();
+        test_top_k();
         backend_planes_drop(&be, &w, 0);
         backend_close(&be);
     }
