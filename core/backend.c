@@ -501,6 +501,23 @@ enum status backend_rmsnorm(struct backend *be, struct tensor *y, const struct t
     return ST_OK;
 }
 
+enum status backend_layernorm(struct backend *be, struct tensor *y, const struct tensor *x,
+                              const struct tensor *gain, const struct tensor *bias, float eps)
+{
+    static const char op[] = "layernorm";
+    TRY(expect_2d(op, "x", x, F32_ONLY, ANY, ANY));
+    TRY(expect_2d(op, "y", y, F32_ONLY, x->dims[0], x->dims[1]));
+    TRY(expect_1d(op, "gain", gain, F32_ONLY, x->dims[1]));
+    if (bias) {
+        TRY(expect_1d(op, "bias", bias, F32_ONLY, x->dims[1]));
+    }
+    if (!(eps >= 0)) {
+        FAIL(ST_SHAPE, "%s: eps is %g, expected 0 or more", op, (double)eps);
+    }
+    TRY(be->ops->layernorm(be, y, x, gain, bias, eps));
+    return ST_OK;
+}
+
 enum status backend_rope(struct backend *be, struct tensor *q, struct tensor *k,
                          const struct token_place *place, const struct rope_table *table)
 {
@@ -562,6 +579,28 @@ enum status backend_glu(struct backend *be, struct tensor *y, const struct tenso
     return ST_OK;
 }
 
+enum status backend_activate(struct backend *be, struct tensor *y, const struct tensor *x,
+                             enum activation act)
+{
+    static const char op[] = "activate";
+    TRY(expect_2d(op, "x", x, F32_ONLY, ANY, ANY));
+    TRY(expect_2d(op, "y", y, F32_ONLY, x->dims[0], x->dims[1]));
+    if (act != ACT_GELU_TANH && act != ACT_GELU_ERF) {
+        FAIL(ST_UNSUPPORTED, "%s: activation %d, expected ACT_GELU_TANH (%d) or ACT_GELU_ERF (%d)",
+             op, (int)act, ACT_GELU_TANH, ACT_GELU_ERF);
+    }
+    TRY(be->ops->activate(be, y, x, act));
+    return ST_OK;
+}
+
+static enum status check_first_id(const char *op, int32_t first_id, int32_t n_vocab)
+{
+    if (first_id < 0 || first_id > INT32_MAX - n_vocab) {
+        FAIL(ST_SHAPE, "%s: the first id is %d, expected 0..%d", op, first_id, INT32_MAX - n_vocab);
+    }
+    return ST_OK;
+}
+
 enum status backend_logit_stats(struct backend *be, struct logit_stats *out_host,
                                 const struct tensor *logits, int32_t first_id,
                                 const int32_t *cut_host, int32_t n_cuts,
@@ -569,10 +608,7 @@ enum status backend_logit_stats(struct backend *be, struct logit_stats *out_host
 {
     static const char op[] = "logit_stats";
     TRY(expect_2d(op, "logits", logits, F32_ONLY, ANY, ANY));
-    if (first_id < 0 || first_id > INT32_MAX - logits->dims[1]) {
-        FAIL(ST_SHAPE, "%s: the first id is %d, expected 0..%d", op, first_id,
-             INT32_MAX - logits->dims[1]);
-    }
+    TRY(check_first_id(op, first_id, logits->dims[1]));
     TRY(check_cuts(op, cut_host, n_cuts, logits->dims[1], 1));
     TRY(check_copy(op, out_host, want_host, 1));
     for (int32_t i = 0; i < logits->dims[0]; i++) {
@@ -580,7 +616,25 @@ enum status backend_logit_stats(struct backend *be, struct logit_stats *out_host
         if (!(t >= 0) || !isfinite(t)) {
             FAIL(ST_SHAPE, "%s: token %d has temperature %g, expected 0 or more", op, i, (double)t);
         }
+        if (want_host[i].restricted && t <= 0) {
+            FAIL(ST_SHAPE, "%s: token %d is restricted at temperature 0, expected one above 0", op,
+                 i);
+        }
     }
     TRY(be->ops->logit_stats(be, out_host, logits, first_id, cut_host, n_cuts, want_host));
+    return ST_OK;
+}
+
+enum status backend_top_k(struct backend *be, struct logit_candidate *out_host,
+                          const struct tensor *logits, int32_t first_id, int32_t k)
+{
+    static const char op[] = "top_k";
+    TRY(expect_2d(op, "logits", logits, F32_ONLY, ANY, ANY));
+    TRY(check_first_id(op, first_id, logits->dims[1]));
+    if (k < 1) {
+        FAIL(ST_SHAPE, "%s: %d candidates asked for, expected 1 or more", op, k);
+    }
+    TRY(check_copy(op, out_host, out_host, 1));
+    TRY(be->ops->top_k(be, out_host, logits, first_id, k));
     return ST_OK;
 }

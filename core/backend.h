@@ -84,7 +84,9 @@ struct rope_table {
     int32_t rot_dim;
 };
 
-enum activation { ACT_SILU };
+/* SILU: x / (1 + exp(-x)), of gates. GELU: x P(a normal number <= x), by the error function or by
+ * its tanh approximation. Source: Gaussian Error Linear Units (arXiv 1606.08415), section 2. */
+enum activation { ACT_SILU, ACT_GELU_TANH, ACT_GELU_ERF };
 
 /* What the sampler needs from logits, per token. Statistics are of one contiguous part of the
  * vocabulary; parts merge exactly in vocabulary order (core/sampler.h). */
@@ -97,6 +99,7 @@ struct logit_stats {
     float pick_score;  /* max of l / temperature + Gumbel noise of the id */
     int32_t pick;      /* its id: an exact sample of softmax(l / temperature) */
     float pick_logit;  /* its logit */
+    double sum_exp_t;  /* sum exp((l - max) / temperature) of a restricted want; else 0 */
 };
 
 /* Per token: what to compute beside the statistics. Host memory, copied by the call. */
@@ -104,6 +107,14 @@ struct logit_want {
     int32_t target;    /* global vocabulary id to report, or -1 */
     float temperature; /* 0: greedy (pick = argmax) */
     uint64_t key[2];   /* of the counter-based generator: sampler_key() */
+    bool restricted;   /* the token will come from core/candidates.h: sum_exp_t is wanted, and the
+                          pick is not (it is as for greedy). Needs a temperature above 0. */
+};
+
+/* One id of the vocabulary that may be chosen. */
+struct logit_candidate {
+    float logit;
+    int32_t id; /* global; -1: no candidate (its logit is -inf) */
 };
 
 struct backend_ops {
@@ -139,6 +150,8 @@ struct backend_ops {
                          const struct tensor *ids);
     enum status (*rmsnorm)(struct backend *be, struct tensor *y, const struct tensor *x,
                            const struct tensor *gain, float eps);
+    enum status (*layernorm)(struct backend *be, struct tensor *y, const struct tensor *x,
+                             const struct tensor *gain, const struct tensor *bias, float eps);
     enum status (*rope)(struct backend *be, struct tensor *q, struct tensor *k,
                         const struct token_place *place, const struct rope_table *table);
     enum status (*kv_append)(struct backend *be, struct kv_layer *kv, const struct tensor *k,
@@ -148,10 +161,14 @@ struct backend_ops {
                              float scale);
     enum status (*glu)(struct backend *be, struct tensor *y, const struct tensor *gate,
                        const struct tensor *up, enum activation act);
+    enum status (*activate)(struct backend *be, struct tensor *y, const struct tensor *x,
+                            enum activation act);
     enum status (*logit_stats)(struct backend *be, struct logit_stats *out_host,
                                const struct tensor *logits, int32_t first_id,
                                const int32_t *cut_host, int32_t n_cuts,
                                const struct logit_want *want_host);
+    enum status (*top_k)(struct backend *be, struct logit_candidate *out_host,
+                         const struct tensor *logits, int32_t first_id, int32_t k);
 };
 
 /* ---- registry ---- */
@@ -218,6 +235,12 @@ MUST_CHECK enum status backend_embed(struct backend *be, struct tensor *x,
  * Source: RMSNorm (arXiv 1910.07467), eq. 4, with eps inside the root as Llama has it. */
 MUST_CHECK enum status backend_rmsnorm(struct backend *be, struct tensor *y, const struct tensor *x,
                                        const struct tensor *gain, float eps);
+/* y = (x - mean(x)) / sqrt(mean((x - mean(x))^2) + eps) * gain (+ bias); x, y (n_tok, n) F32, gain
+ * (n) F32, bias (n) F32 or NULL; y may be x.
+ * Source: Layer Normalization (arXiv 1607.06450), eq. 4, with eps inside the root. */
+MUST_CHECK enum status backend_layernorm(struct backend *be, struct tensor *y,
+                                         const struct tensor *x, const struct tensor *gain,
+                                         const struct tensor *bias, float eps);
 /* Rotates q (n_tok, n_heads_local, head_dim) and k (n_tok, n_kv_heads_local, head_dim) in place. */
 MUST_CHECK enum status backend_rope(struct backend *be, struct tensor *q, struct tensor *k,
                                     const struct token_place *place,
@@ -232,9 +255,14 @@ MUST_CHECK enum status backend_kv_append(struct backend *be, struct kv_layer *kv
 MUST_CHECK enum status backend_attention(struct backend *be, struct tensor *y,
                                          const struct tensor *q, const struct kv_layer *kv,
                                          const struct token_place *place, float scale);
-/* y = act(gate) * up, all (n_tok, n) F32; y may be gate. */
+/* y = act(gate) * up, all (n_tok, n) F32; y may be gate.
+ * Errors: ST_SHAPE, ST_UNSUPPORTED (another activation than SILU). */
 MUST_CHECK enum status backend_glu(struct backend *be, struct tensor *y, const struct tensor *gate,
                                    const struct tensor *up, enum activation act);
+/* y = act(x), both (n_tok, n) F32; y may be x.
+ * Errors: ST_SHAPE, ST_UNSUPPORTED (another activation than the two GELUs). */
+MUST_CHECK enum status backend_activate(struct backend *be, struct tensor *y,
+                                        const struct tensor *x, enum activation act);
 /* Statistics of logits (n_tok, n_vocab_local) F32 whose first column is the global id first_id, in
  * n_cuts parts: part c is columns cut[c]..cut[c + 1] (n_cuts = 1 and cut NULL: one part).
  * out (n_tok, n_cuts) and want (n_tok) are host memory. Synchronises. */
@@ -242,5 +270,11 @@ MUST_CHECK enum status backend_logit_stats(struct backend *be, struct logit_stat
                                            const struct tensor *logits, int32_t first_id,
                                            const int32_t *cut_host, int32_t n_cuts,
                                            const struct logit_want *want_host);
+/* The k largest of each row of logits (n_tok, n_vocab_local) F32 with their global ids, largest
+ * first; among equal logits the lower id first. out (n_tok, k) is host memory; where a row has
+ * fewer than k logits the rest is {-inf, -1}. Logits that are not numbers may come out anywhere.
+ * Synchronises. Errors: ST_SHAPE. */
+MUST_CHECK enum status backend_top_k(struct backend *be, struct logit_candidate *out_host,
+                                     const struct tensor *logits, int32_t first_id, int32_t k);
 
 #endif

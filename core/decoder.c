@@ -4,8 +4,10 @@
 #include <math.h>
 #include <string.h>
 
+#include "core/chooser.h"
 #include "core/log.h"
 #include "core/mem.h"
+#include "core/rope.h"
 
 struct decoder {
     struct backend *be;               /* borrowed */
@@ -33,6 +35,8 @@ struct decoder {
     int32_t *levels_of;                                  /* (R) level of each token */
     struct logit_stats *stats_local, *stats_all;         /* (R, cuts): this rank's, all ranks' */
     struct logit_want *wants;                            /* (R) */
+    struct logit_stats *merged;                          /* (R) */
+    struct chooser *chooser;                             /* NULL when nothing is filtered */
     size_t *counts;                                      /* (ranks) */
     float *feature_scratch;                              /* allocated on first use */
     int32_t last_results;                                /* rows of logits of the last pass */
@@ -67,7 +71,7 @@ static size_t lay_out(struct decoder *d, char *base)
     d->att = cut(base, &used, r * heads * hd, sizeof(float));
     d->k = cut(base, &used, r * kv * hd, sizeof(float));
     d->v = cut(base, &used, r * kv * hd, sizeof(float));
-    d->gate = cut(base, &used, r * ffn, sizeof(float));
+    d->gate = cut(base, &used, model_has_role(c, M_GATE) ? r * ffn : 0, sizeof(float));
     d->up = cut(base, &used, r * ffn, sizeof(float));
     d->parts = cut(base, &used, own * r * hidden, sizeof(float));
     d->gathered = cut(base, &used, s->size > 1 ? all * r * hidden : 0, sizeof(float));
@@ -87,12 +91,15 @@ static enum status make_rope(struct decoder *d)
     int32_t half = c->rot_dim / 2;
     size_t n = (size_t)d->opt.max_tok * (size_t)half;
     float *host = NULL;
+    double *frequency = NULL;
     void *block = NULL;
     enum status st = ST_OK;
-    TRY(MEM_NEW(&host, 2 * n));
+    TRY_GOTO(st, MEM_NEW(&host, 2 * n), done);
+    TRY_GOTO(st, MEM_NEW(&frequency, half), done);
+    rope_frequencies(frequency, c->rope_theta, c->rot_dim, &c->rope_scaling);
     for (int32_t p = 0; p < d->opt.max_tok; p++) {
         for (int32_t i = 0; i < half; i++) {
-            double angle = p * pow(c->rope_theta, -2.0 * i / c->rot_dim);
+            double angle = p * frequency[i];
             host[(size_t)p * (size_t)half + (size_t)i] = (float)cos(angle);
             host[n + (size_t)p * (size_t)half + (size_t)i] = (float)sin(angle);
         }
@@ -104,6 +111,7 @@ static enum status make_rope(struct decoder *d)
     TRY_GOTO(st, backend_upload(d->be, block, host, 2 * n * sizeof *host), done);
 done:
     mem_free(host);
+    mem_free(frequency);
     return st;
 }
 
@@ -140,7 +148,14 @@ enum status decoder_create(struct decoder **out, struct backend *be, struct coll
     TRY_GOTO(st, MEM_NEW(&d->wants, r), fail);
     TRY_GOTO(st, MEM_NEW(&d->stats_local, r * SHARD_MAX_SEGMENTS), fail);
     TRY_GOTO(st, MEM_NEW(&d->stats_all, r * (size_t)weights->shard.vocab.total), fail);
+    TRY_GOTO(st, MEM_NEW(&d->merged, r), fail);
     TRY_GOTO(st, MEM_NEW(&d->counts, coll->size), fail);
+    if (candidate_filter_is_on(&options->filter)) {
+        TRY_GOTO(st,
+                 chooser_create(&d->chooser, be, coll, &weights->shard, c->vocab, &options->filter,
+                                options->n_slots),
+                 fail);
+    }
     *out = d;
     return ST_OK;
 fail:
@@ -164,6 +179,8 @@ void decoder_destroy(struct decoder **dec)
     mem_free(d->wants);
     mem_free(d->stats_local);
     mem_free(d->stats_all);
+    mem_free(d->merged);
+    chooser_destroy(&d->chooser);
     mem_free(d->counts);
     mem_free(d->feature_scratch);
     mem_free(d);
@@ -184,7 +201,7 @@ void decoder_clear_slot(struct decoder *dec, int32_t slot)
 
 /* A pass being built: what its operations share. */
 struct pass {
-    int32_t n_tok, n_results;
+    int32_t n_tok, n_results, n_gathered;
     enum product product;
     struct token_place place;
 };
@@ -206,8 +223,8 @@ static enum status set_bits(struct decoder *d, int32_t n_tok)
     return backend_upload(d->be, d->bits, d->host_bits, (size_t)(n + 1) * (size_t)d->rows);
 }
 
-/* y = the linear layer's product, in `share` segments where the matrix is cut by columns. x and y
- * begin at row `first` of the pass. */
+/* y = the linear layer's product, in `share` segments where the matrix is cut by columns (then
+ * without the bias, which add_segments adds). x and y begin at row `first` of the pass. */
 static enum status multiply(struct decoder *d, const struct pass *p, const struct linear *l, int m,
                             float *y, float *x, int32_t first, const struct segment_share *share)
 {
@@ -222,30 +239,32 @@ static enum status multiply(struct decoder *d, const struct pass *p, const struc
     struct tensor tx = tensor_2d(x + (size_t)first * (size_t)n_cols, DT_F32, n_tok, n_cols);
     struct tensor ty = tensor_3d(y, DT_F32, n_segments, n_tok, n_rows);
     struct tensor bits = tensor_1d(d->bits + (size_t)m * (size_t)d->rows + first, DT_U8, n_tok);
+    const struct tensor *bias = !share && l->bias.data ? &l->bias : NULL;
     if (n_segments == 1) {
         ty = tensor_2d(y, DT_F32, n_tok, n_rows);
     }
     if (l->is_nested) {
-        return backend_matmul_nested(d->be, &ty, &l->nested, &bits, &tx, NULL, &how);
+        return backend_matmul_nested(d->be, &ty, &l->nested, &bits, &tx, bias, &how);
     }
-    return backend_matmul_dense(d->be, &ty, &l->dense, &tx, NULL, &how);
+    return backend_matmul_dense(d->be, &ty, &l->dense, &tx, bias, &how);
 }
 
-/* x += the sum over all segments of all ranks, in segment order. */
-static enum status add_segments(struct decoder *d, const struct pass *p,
+/* x += the sum over all segments of all ranks, in segment order, and the bias of the product. */
+static enum status add_segments(struct decoder *d, const struct pass *p, const struct linear *l,
                                 const struct segment_share *share)
 {
+    const struct tensor *bias = l->bias.data ? &l->bias : NULL;
     int32_t hidden = d->w->config.hidden, own = share->end - share->begin;
     struct tensor x = tensor_2d(d->x, DT_F32, p->n_tok, hidden);
     struct tensor parts = tensor_3d(d->parts, DT_F32, own, p->n_tok, hidden);
     if (d->coll->size == 1) {
-        return backend_add_parts(d->be, &x, &parts, NULL);
+        return backend_add_parts(d->be, &x, &parts, bias);
     }
     TRY(backend_sync(d->be));
     if (share->total == d->coll->size) { /* one segment each: rank order is segment order */
         parts = tensor_2d(d->parts, DT_F32, p->n_tok, hidden);
         TRY(collective_all_reduce_sum(d->coll, &parts));
-        return backend_add_parts(d->be, &x, &parts, NULL);
+        return backend_add_parts(d->be, &x, &parts, bias);
     }
     for (int r = 0; r < d->coll->size; r++) {
         int32_t n =
@@ -254,7 +273,18 @@ static enum status add_segments(struct decoder *d, const struct pass *p,
     }
     struct tensor all = tensor_3d(d->gathered, DT_F32, share->total, p->n_tok, hidden);
     TRY(collective_all_gather(d->coll, &all, &parts, d->counts));
-    return backend_add_parts(d->be, &x, &all, NULL);
+    return backend_add_parts(d->be, &x, &all, bias);
+}
+
+static enum status normalise(struct decoder *d, struct tensor *y, const struct tensor *x,
+                             const struct norm_weights *n)
+{
+    const struct model_config *c = &d->w->config;
+    if (c->norm == NORM_LAYER) {
+        return backend_layernorm(d->be, y, x, &n->gain, n->bias.data ? &n->bias : NULL,
+                                 c->norm_eps);
+    }
+    return backend_rmsnorm(d->be, y, x, &n->gain, c->norm_eps);
 }
 
 static enum status attention_block(struct decoder *d, const struct pass *p, int layer)
@@ -266,7 +296,7 @@ static enum status attention_block(struct decoder *d, const struct pass *p, int 
     int32_t heads = s->head_end - s->head_begin, kv = s->kv_end - s->kv_begin;
     struct tensor x = tensor_2d(d->x, DT_F32, p->n_tok, c->hidden), h = x;
     h.data = d->h;
-    TRY(backend_rmsnorm(d->be, &h, &x, &l->attn_norm, c->norm_eps));
+    TRY(normalise(d, &h, &x, &l->attn_norm));
     TRY(multiply(d, p, &l->matrix[M_Q], m + M_Q, d->q, d->h, 0, NULL));
     TRY(multiply(d, p, &l->matrix[M_K], m + M_K, d->k, d->h, 0, NULL));
     TRY(multiply(d, p, &l->matrix[M_V], m + M_V, d->v, d->h, 0, NULL));
@@ -279,7 +309,7 @@ static enum status attention_block(struct decoder *d, const struct pass *p, int 
     float scale = (float)(1.0 / sqrt((double)c->head_dim));
     TRY(backend_attention(d->be, &att, &q, &d->kv.layers[layer], &p->place, scale));
     TRY(multiply(d, p, &l->matrix[M_O], m + M_O, d->parts, d->att, 0, &s->attn));
-    return add_segments(d, p, &s->attn);
+    return add_segments(d, p, &l->matrix[M_O], &s->attn);
 }
 
 static enum status mlp_block(struct decoder *d, const struct pass *p, int layer)
@@ -288,25 +318,35 @@ static enum status mlp_block(struct decoder *d, const struct pass *p, int layer)
     const struct model_shard *s = &d->w->shard;
     const struct layer_weights *l = &d->w->layers[layer];
     int m = layer * M_N_ROLES;
+    int32_t width = s->ffn_end - s->ffn_begin;
     struct tensor x = tensor_2d(d->x, DT_F32, p->n_tok, c->hidden), h = x;
+    struct tensor up = tensor_2d(d->up, DT_F32, p->n_tok, width), gate = up;
     h.data = d->h;
-    TRY(backend_rmsnorm(d->be, &h, &x, &l->mlp_norm, c->norm_eps));
-    TRY(multiply(d, p, &l->matrix[M_GATE], m + M_GATE, d->gate, d->h, 0, NULL));
+    gate.data = d->gate;
+    if (!c->parallel) { /* else h still is the norm of the block's input, as attention had it */
+        TRY(normalise(d, &h, &x, &l->mlp_norm));
+    }
     TRY(multiply(d, p, &l->matrix[M_UP], m + M_UP, d->up, d->h, 0, NULL));
-    struct tensor gate = tensor_2d(d->gate, DT_F32, p->n_tok, s->ffn_end - s->ffn_begin), up = gate;
-    up.data = d->up;
-    TRY(backend_glu(d->be, &gate, &gate, &up, c->act));
-    TRY(multiply(d, p, &l->matrix[M_DOWN], m + M_DOWN, d->parts, d->gate, 0, &s->mlp));
-    return add_segments(d, p, &s->mlp);
+    float *inner = d->up;
+    if (model_has_role(c, M_GATE)) {
+        inner = d->gate;
+        TRY(multiply(d, p, &l->matrix[M_GATE], m + M_GATE, d->gate, d->h, 0, NULL));
+        TRY(backend_glu(d->be, &gate, &gate, &up, c->act));
+    } else {
+        TRY(backend_activate(d->be, &up, &up, c->act));
+    }
+    TRY(multiply(d, p, &l->matrix[M_DOWN], m + M_DOWN, d->parts, inner, 0, &s->mlp));
+    return add_segments(d, p, &l->matrix[M_DOWN], &s->mlp);
 }
 
 /* Head, statistics of this rank's vocabulary, merged over all ranks in vocabulary order. */
-static enum status read_out(struct decoder *d, const struct pass *p, struct token_result *results)
+static enum status read_out(struct decoder *d, struct pass *p, struct token_result *results)
 {
     const struct model_config *c = &d->w->config;
     const struct model_shard *s = &d->w->shard;
     const struct segment_share *share = &s->vocab;
     int32_t n = p->n_results, first = p->n_tok - n, own = share->end - share->begin;
+    bool any_restricted = false;
     d->last_results = n;
     if (n == 0) {
         return backend_sync(d->be);
@@ -314,7 +354,7 @@ static enum status read_out(struct decoder *d, const struct pass *p, struct toke
     struct tensor x = tensor_2d(d->x + (size_t)first * (size_t)c->hidden, DT_F32, n, c->hidden),
                   h = x;
     h.data = d->h + (size_t)first * (size_t)c->hidden;
-    TRY(backend_rmsnorm(d->be, &h, &x, &d->w->final_norm, c->norm_eps));
+    TRY(normalise(d, &h, &x, &d->w->final_norm));
     TRY(multiply(d, p, &d->w->head, c->n_layers * M_N_ROLES, d->logits, d->h, first, NULL));
     struct tensor logits = tensor_2d(d->logits, DT_F32, n, s->vocab_end - s->vocab_begin);
     TRY(backend_logit_stats(d->be, d->stats_local, &logits, s->vocab_begin,
@@ -329,28 +369,34 @@ static enum status read_out(struct decoder *d, const struct pass *p, struct toke
         d->stats_all, DT_U8, (int32_t)((size_t)n * (size_t)share->total * sizeof *d->stats_all));
     TRY(collective_all_gather(d->coll, &all, &mine, d->counts));
     for (int32_t i = 0; i < n; i++) {
-        struct logit_stats parts[SHARD_MAX_SEGMENTS], merged;
+        struct logit_stats parts[SHARD_MAX_SEGMENTS], *merged = &d->merged[i];
         const struct logit_stats *from = d->stats_all;
         int n_merged = 0;
         for (int r = 0; r < d->coll->size; r++) {
             int32_t of_rank = (int32_t)(d->counts[r] / sizeof *from / (size_t)n);
             for (int32_t j = 0; j < of_rank; j++) {
                 if (n_merged == SHARD_MAX_SEGMENTS) { /* more ranks than fit: merge as we go */
-                    sampler_merge(&parts[0], parts, n_merged);
+                    sampler_merge(&parts[0], parts, n_merged, &d->wants[i]);
                     n_merged = 1;
                 }
                 parts[n_merged++] = from[(size_t)i * (size_t)of_rank + (size_t)j];
             }
             from += (size_t)n * (size_t)of_rank;
         }
-        sampler_merge(&merged, parts, n_merged);
-        if (merged.argmax < 0 || !isfinite(merged.sum_exp) || !isfinite(merged.max)) {
+        sampler_merge(merged, parts, n_merged, &d->wants[i]);
+        if (merged->argmax < 0 || !isfinite(merged->sum_exp) || !isfinite(merged->max)) {
             FAIL(ST_FORMAT,
                  "the logits of a token are not finite (largest %g): damaged weights, or "
                  "activations beyond the KV format's range (try kv.format = \"f32\")",
-                 (double)merged.max);
+                 (double)merged->max);
         }
-        sampler_result(&results[i], &merged, &d->wants[i]);
+        any_restricted = any_restricted || d->wants[i].restricted;
+    }
+    if (any_restricted) {
+        TRY(chooser_run(d->chooser, &logits, d->merged, d->wants, &p->n_gathered));
+    }
+    for (int32_t i = 0; i < n; i++) {
+        sampler_result(&results[i], &d->merged[i], &d->wants[i]);
     }
     return ST_OK;
 }
@@ -436,10 +482,17 @@ static enum status forward(struct decoder *d, int32_t n_tok, int32_t n_results,
         d->kv.n_filled[d->host_slot[i]] = d->host_pos[i] + 1;
     }
     *rec = (struct pass_record){.n_tok = n_tok,
+                                .n_gathered = p.n_gathered,
                                 .time_us = (float)(1e6 * (clock_s() - start)),
                                 .comm_us = (float)(1e6 * d->coll->comm_s)};
     count_bytes(d, &p, rec);
     return ST_OK;
+}
+
+static void set_want(struct decoder *d, int32_t i, const struct logit_want *want)
+{
+    d->wants[i] = *want;
+    d->wants[i].restricted = d->chooser && want->temperature > 0;
 }
 
 enum status decoder_step(struct decoder *d, const struct decode_token *tokens, int32_t n,
@@ -451,7 +504,7 @@ enum status decoder_step(struct decoder *d, const struct decode_token *tokens, i
         d->host_slot[i] = tokens[i].slot;
         d->host_pos[i] = d->kv.n_filled[tokens[i].slot];
         d->levels_of[i] = tokens[i].level;
-        d->wants[i] = tokens[i].want;
+        set_want(d, i, &tokens[i].want);
     }
     /* the product is named by configuration, never by how many slots are left */
     bool one = d->opt.n_slots == 1 && !d->opt.adds_tokens;
@@ -473,7 +526,7 @@ enum status decoder_prefill(struct decoder *d, int32_t slot, const int32_t *ids,
         d->levels_of[i] = level;
     }
     for (int32_t i = 0; i < n_results; i++) {
-        d->wants[i] = wants[i];
+        set_want(d, i, &wants[i]);
     }
     TRY(forward(d, n, n_results, PRODUCT_CHUNK, results, pass));
     pass->kind = PASS_PREFILL;

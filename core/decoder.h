@@ -10,6 +10,7 @@
 #define PMPD_CORE_DECODER_H
 
 #include "core/backend.h"
+#include "core/candidates.h"
 #include "core/collective.h"
 #include "core/kvcache.h"
 #include "core/level.h"
@@ -26,6 +27,7 @@ struct decoder_options {
     int32_t prefill_chunk; /* tokens of one prefill pass */
     enum dtype kv_dtype;   /* F16 or F32 */
     bool adds_tokens;      /* the policy may add probe tokens: decode uses the SLOTS product */
+    struct candidate_filter filter; /* of tokens sampled at a temperature above 0 */
 };
 
 /* Everything is allocated here. Not collective. be, coll, weights and levels are borrowed and must
@@ -41,7 +43,7 @@ void decoder_destroy(struct decoder **dec);
 int32_t decoder_n_filled(const struct decoder *dec, int32_t slot);
 void decoder_clear_slot(struct decoder *dec, int32_t slot);
 
-/* One token of a decode pass. */
+/* One token of a decode pass. want.restricted is the decoder's business. */
 struct decode_token {
     int32_t slot, id, level;
     struct logit_want want;
@@ -55,7 +57,8 @@ MUST_CHECK enum status decoder_step(struct decoder *dec, const struct decode_tok
                                     struct pass_record *pass);
 
 /* One prefill pass: n <= prefill_chunk ids appended to a slot at one level. Results are computed
- * for the last n_results ids, each with its own want (n_results). n_results may be 0. */
+ * for the last n_results ids, each with its own want (n_results). n_results may be 0; at
+ * most n_slots of them have a temperature above 0. */
 MUST_CHECK enum status decoder_prefill(struct decoder *dec, int32_t slot, const int32_t *ids,
                                        int32_t n, int32_t level, const struct logit_want *wants,
                                        int32_t n_results, struct token_result *results,

@@ -101,23 +101,25 @@ static enum status parse_layers(int *first, int *last, const char *word, int n_l
     return ST_OK;
 }
 
-static enum status parse_role(int *first, int *last, const char *word, const char *level)
+static enum status parse_role(int *first, int *last, const char *word, enum model_family family,
+                              const char *level)
 {
     if (strcmp(word, "*") == 0) {
         *first = 0;
         *last = M_N_ROLES - 1;
         return ST_OK;
     }
+    char list[128] = "";
     for (int r = 0; r < M_N_ROLES; r++) {
-        if (strcmp(word, model_role_name((enum matrix_role)r)) == 0) {
+        const char *name = model_role_name(family, (enum matrix_role)r);
+        if (name && strcmp(word, name) == 0) {
             *first = *last = r;
             return ST_OK;
         }
+        size_t used = strlen(list);
+        snprintf(list + used, sizeof list - used, "%s%s", name ? name : "", name ? ", " : "");
     }
-    FAIL(ST_USER,
-         "level \"%s\": unknown matrix \"%s\"; expected q_proj, k_proj, v_proj, o_proj, "
-         "gate_proj, up_proj, down_proj, * or head",
-         level, word);
+    FAIL(ST_USER, "level \"%s\": unknown matrix \"%s\"; expected %s* or head", level, word, list);
 }
 
 /* One "LAYERS.MATRIX=BITS" or "head=BITS". */
@@ -143,7 +145,7 @@ static enum status apply_part(const struct level_table *t, struct level *l, char
     *dot = '\0';
     int layer0 = 0, layer1 = 0, role0 = 0, role1 = 0;
     TRY(parse_layers(&layer0, &layer1, part, t->config->n_layers, l->text));
-    TRY(parse_role(&role0, &role1, dot + 1, l->text));
+    TRY(parse_role(&role0, &role1, dot + 1, t->config->family, l->text));
     TRY(parse_bits(&bits, equals + 1, t->held, l->text, "layers"));
     for (int i = layer0; i <= layer1; i++) {
         for (int r = role0; r <= role1; r++) {
@@ -159,6 +161,9 @@ static void fill_averages(const struct level_table *t, struct level *l)
     int max = 0;
     for (int r = 0; r < M_N_ROLES; r++) {
         int32_t n_rows, n_cols;
+        if (!model_has_role(t->config, (enum matrix_role)r)) {
+            continue;
+        }
         model_matrix_shape(t->config, (enum matrix_role)r, &n_rows, &n_cols);
         for (int i = 0; i < t->config->n_layers; i++) {
             int b = t->held ? l->bits[i * M_N_ROLES + r] : t->dense_bits;

@@ -1,16 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "core/model.h"
 
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-#include <jansson.h>
-
 #include "core/json.h"
 #include "core/mem.h"
+#include "core/model_internal.h"
 
 /* Limits far above any model, so that no later product of two sizes overflows 64 bits and hostile
  * numbers are refused where they can be named. */
@@ -22,15 +20,9 @@ enum {
     HEADS_MAX = 1 << 16,
     HEAD_DIM_MAX = 4096,
     VOCAB_MAX = 1 << 24,
-    CONTEXT_MAX = 1 << 26,
     PATH_BYTES = 4096,
-    SHOWN_BYTES = 96
+    SHOWN_BYTES = MODEL_SHOWN_BYTES
 };
-
-/* What Hugging Face's LlamaConfig assumes where config.json is silent. */
-static const int32_t DEFAULT_CONTEXT = 2048;
-static const double DEFAULT_THETA = 10000.0;
-static const double DEFAULT_EPS = 1e-6;
 
 static enum status config_path(char out[PATH_BYTES], const char *folder, const char *file)
 {
@@ -41,9 +33,8 @@ static enum status config_path(char out[PATH_BYTES], const char *folder, const c
     return ST_OK;
 }
 
-/* "WHERE: KEY is VALUE, which is not supported; expected EXPECTED" */
-static enum status refuse(const char *where, const char *key, const json_t *value,
-                          const char *expected)
+enum status model_refuse(const char *where, const char *key, const json_t *value,
+                         const char *expected)
 {
     char found[SHOWN_BYTES];
     FAIL(ST_UNSUPPORTED, "%s: %s is %s, which is not supported; expected %s", where, key,
@@ -52,164 +43,130 @@ static enum status refuse(const char *where, const char *key, const json_t *valu
 
 /* ---- what makes another model of it ---- */
 
-static enum status check_architecture(const json_t *json, const char *where)
+static enum status read_family(struct model_config *out, const struct family **family,
+                               const json_t *json, const char *where)
 {
+    char list[SHOWN_BYTES], expected[SHOWN_BYTES];
     const json_t *type = json_member(json, "model_type");
+    model_family_list(list, sizeof list);
     if (!json_is_string(type)) {
         char found[SHOWN_BYTES];
-        FAIL(ST_FORMAT,
-             "%s: \"model_type\" is %s, expected \"llama\"; is this a model's config.json?", where,
-             json_describe(type, found, sizeof found));
+        FAIL(ST_FORMAT, "%s: \"model_type\" is %s, expected %s; is this a model's config.json?",
+             where, json_describe(type, found, sizeof found), list);
     }
-    if (strcmp(json_string_value(type), "llama") != 0) {
-        return refuse(where, "model_type", type, "\"llama\"");
+    *family = model_family_find(&out->family, json_string_value(type));
+    if (!*family) {
+        return model_refuse(where, "model_type", type, list);
     }
-    const json_t *list = json_member(json, "architectures");
-    for (size_t i = 0; i < json_array_size(list); i++) {
-        const char *name = json_string_value(json_array_get(list, i));
-        if (!name ||
-            (strcmp(name, "LlamaForCausalLM") != 0 && strcmp(name, "LLaMAForCausalLM") != 0)) {
-            return refuse(where, "architectures", json_array_get(list, i), "\"LlamaForCausalLM\"");
+    const json_t *all = json_member(json, "architectures");
+    for (size_t i = 0; i < json_array_size(all); i++) {
+        const char *name = json_string_value(json_array_get(all, i));
+        bool known = false;
+        for (int k = 0; k < FAMILY_ARCHITECTURES && name && (*family)->architectures[k]; k++) {
+            known = known || strcmp(name, (*family)->architectures[k]) == 0;
+        }
+        if (!known) {
+            snprintf(expected, sizeof expected, "\"%s\"", (*family)->architectures[0]);
+            return model_refuse(where, "architectures", json_array_get(all, i), expected);
         }
     }
     return ST_OK;
 }
 
-static enum status check_features(const json_t *json, const char *where)
+static enum status read_switches(struct model_config *out, const struct family *family,
+                                 const json_t *json, const char *where)
 {
-    static const char *const off[] = {"attention_bias", "mlp_bias"};
-    bool on = false;
-    for (size_t i = 0; i < sizeof off / sizeof off[0]; i++) {
-        TRY(json_get_bool_or(&on, json, off[i], false, where));
-        if (on) {
-            return refuse(where, off[i], json_member(json, off[i]), "false");
+    /* switches that some family knows, or that make a model nobody here knows */
+    static const char *const all[] = {"attention_bias",        "mlp_bias",     "use_qkv_bias",
+                                      "use_parallel_residual", "qk_layernorm", "use_qk_norm"};
+    for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) {
+        bool on = false, known = false;
+        TRY(json_get_bool_or(&on, json, all[i], false, where));
+        for (int k = 0; on && k < FAMILY_SWITCHES && family->switches[k].key; k++) {
+            if (strcmp(all[i], family->switches[k].key) == 0) {
+                known = true;
+                out->biased |= family->switches[k].biased;
+                out->parallel = out->parallel || family->switches[k].parallel;
+            }
+        }
+        if (on && !known) {
+            return model_refuse(where, all[i], json_member(json, all[i]), "false");
         }
     }
-    static const char *const absent[] = {"num_experts", "num_local_experts", "n_routed_experts",
-                                         "compression_config"};
-    for (size_t i = 0; i < sizeof absent / sizeof absent[0]; i++) {
-        const json_t *value = json_member(json, absent[i]);
-        if (value && !(json_is_integer(value) && json_integer_value(value) == 0)) {
-            return refuse(where, absent[i], value, "a dense model without this key");
+    return ST_OK;
+}
+
+static enum status read_activation(struct model_config *out, const struct family *family,
+                                   const json_t *json, const char *where)
+{
+    const char *act = NULL;
+    char expected[SHOWN_BYTES];
+    TRY(json_get_string_or(&act, json, "hidden_act", family->acts[0].name, where));
+    for (int k = 0; k < FAMILY_ACTS && family->acts[k].name; k++) {
+        if (strcmp(act, family->acts[k].name) == 0) {
+            out->act = family->acts[k].act;
+            return ST_OK;
         }
     }
-    bool use_window = true;
-    TRY(json_get_bool_or(&use_window, json, "use_sliding_window", true, where));
-    if (json_member(json, "sliding_window") && use_window) {
-        return refuse(where, "sliding_window", json_member(json, "sliding_window"),
-                      "null (full attention)");
+    snprintf(expected, sizeof expected, "\"%s\"", family->acts[0].name);
+    return model_refuse(where, "hidden_act", json_member(json, "hidden_act"), expected);
+}
+
+/* Every token sees all before it: a window as long as the context cuts nothing off. */
+static enum status check_window(const struct model_config *c, const struct family *family,
+                                const json_t *json, const char *where)
+{
+    static const char key[] = "sliding_window";
+    bool use = true;
+    int32_t window = 0;
+    TRY(json_get_bool_or(&use, json, "use_sliding_window", family->use_window, where));
+    TRY(json_get_i32_or(&window, json, key, 0, INT32_MAX,
+                        json_object_get(json, key) ? 0 : family->window, where));
+    if (use && window && window < c->context) {
+        FAIL(ST_UNSUPPORTED,
+             "%s: sliding_window is %d%s, which is not supported below the context of %d; "
+             "for texts of at most %d tokens set max_position_embeddings to %d",
+             where, window, json_member(json, key) ? "" : " (the family's default)", c->context,
+             window, window);
     }
     const json_t *types = json_member(json, "layer_types");
     for (size_t i = 0; i < json_array_size(types); i++) {
         const char *type = json_string_value(json_array_get(types, i));
         if (!type || strcmp(type, "full_attention") != 0) {
-            return refuse(where, "layer_types", json_array_get(types, i), "\"full_attention\"");
+            return model_refuse(where, "layer_types", json_array_get(types, i),
+                                "\"full_attention\"");
         }
-    }
-    const char *act = NULL;
-    TRY(json_get_string_or(&act, json, "hidden_act", "silu", where));
-    if (strcmp(act, "silu") != 0) {
-        return refuse(where, "hidden_act", json_member(json, "hidden_act"), "\"silu\"");
     }
     return ST_OK;
 }
 
-/* ---- rotary embedding ---- */
-
-static enum status check_partial(const json_t *object, const char *where)
+static enum status check_absent(const json_t *json, const char *where)
 {
-    double share = 1.0;
-    TRY(json_get_f64_or(&share, object, "partial_rotary_factor", 1.0, where));
-    if (!(share == 1.0)) {
-        return refuse(where, "partial_rotary_factor", json_member(object, "partial_rotary_factor"),
-                      "1.0 (all dimensions rotate)");
-    }
-    return ST_OK;
-}
-
-/* rope_scaling or, as newer files call it, rope_parameters: the plain rotation or nothing. */
-static enum status read_rope_object(double *theta, bool *has_theta, const json_t *json,
-                                    const char *key, const char *where)
-{
-    const json_t *rope = json_member(json, key);
-    if (!rope) {
-        return ST_OK;
-    }
-    if (!json_is_object(rope)) {
-        return refuse(where, key, rope, "null or {\"rope_type\": \"default\"}");
-    }
-    char name[64];
-    bool typed = false;
-    static const char *const type_keys[] = {"rope_type", "type"};
-    for (int i = 0; i < 2; i++) {
-        const json_t *type = json_member(rope, type_keys[i]);
-        if (!type) {
-            continue;
-        }
-        if (!json_is_string(type) || strcmp(json_string_value(type), "default") != 0) {
-            snprintf(name, sizeof name, "%s.%s", key, type_keys[i]);
-            return refuse(where, name, type, "\"default\"");
-        }
-        typed = true;
-    }
-    json_t *object = (json_t *)(uintptr_t)rope; // jansson's iterators take no const
-    for (void *it = json_object_iter(object); it; it = json_object_iter_next(object, it)) {
-        const char *member = json_object_iter_key(it);
-        bool plain = strcmp(member, "rope_theta") == 0 || strcmp(member, "type") == 0 ||
-                     strcmp(member, "rope_type") == 0 ||
-                     strcmp(member, "partial_rotary_factor") == 0;
-        if (!typed && !plain && !json_is_null(json_object_iter_value(it))) {
-            snprintf(name, sizeof name, "%s.%.32s", key, member);
-            return refuse(where, name, json_object_iter_value(it),
-                          "only rope_theta where no rope_type is given");
+    static const char *const absent[] = {"num_experts", "num_local_experts", "n_routed_experts",
+                                         "compression_config"};
+    for (size_t i = 0; i < sizeof absent / sizeof absent[0]; i++) {
+        const json_t *value = json_member(json, absent[i]);
+        if (value && !(json_is_integer(value) && json_integer_value(value) == 0)) {
+            return model_refuse(where, absent[i], value, "a dense model without this key");
         }
     }
-    TRY(check_partial(rope, where));
-    double value = 0;
-    TRY(json_get_f64_or(&value, rope, "rope_theta", 0, where));
-    if (json_member(rope, "rope_theta")) {
-        if (*has_theta && !(*theta == value)) {
-            FAIL(ST_FORMAT, "%s: %s.rope_theta is %g, but another rope_theta is %g; keep one",
-                 where, key, value, *theta);
-        }
-        *theta = value;
-        *has_theta = true;
-    }
-    return ST_OK;
-}
-
-static enum status read_rope(struct model_config *out, const json_t *json, const char *where)
-{
-    double theta = DEFAULT_THETA;
-    bool has_theta = json_member(json, "rope_theta") != NULL;
-    TRY(json_get_f64_or(&theta, json, "rope_theta", DEFAULT_THETA, where));
-    TRY(read_rope_object(&theta, &has_theta, json, "rope_parameters", where));
-    TRY(read_rope_object(&theta, &has_theta, json, "rope_scaling", where));
-    TRY(check_partial(json, where));
-    if (!(theta > 0) || !isfinite(theta)) {
-        FAIL(ST_FORMAT, "%s: rope_theta is %g, expected a number above 0", where, theta);
-    }
-    out->rope_theta = theta;
-    out->rot_dim = out->head_dim;
     return ST_OK;
 }
 
 /* ---- sizes and tokens ---- */
 
-static enum status read_sizes(struct model_config *out, const json_t *json, const char *where)
+static enum status read_heads(struct model_config *out, const struct family *family,
+                              const json_t *json, const char *where)
 {
-    TRY(json_get_i32(&out->hidden, json, "hidden_size", 1, HIDDEN_MAX, where));
-    TRY(json_get_i32(&out->n_layers, json, "num_hidden_layers", 1, LAYERS_MAX, where));
+    static const char kv_key[] = "num_key_value_heads";
+    bool silent = !json_object_get(json, kv_key); /* null is as many as query heads */
     TRY(json_get_i32(&out->n_heads, json, "num_attention_heads", 1, HEADS_MAX, where));
-    TRY(json_get_i32_or(&out->n_kv_heads, json, "num_key_value_heads", 1, HEADS_MAX, out->n_heads,
-                        where));
-    TRY(json_get_i32(&out->ffn, json, "intermediate_size", 1, WIDTH_MAX, where));
-    TRY(json_get_i32(&out->vocab, json, "vocab_size", 2, VOCAB_MAX, where));
-    TRY(json_get_i32_or(&out->context, json, "max_position_embeddings", 1, CONTEXT_MAX,
-                        DEFAULT_CONTEXT, where));
+    TRY(json_get_i32_or(&out->n_kv_heads, json, kv_key, 1, HEADS_MAX,
+                        silent && family->n_kv_heads ? family->n_kv_heads : out->n_heads, where));
     if (out->n_heads % out->n_kv_heads != 0) {
-        FAIL(ST_FORMAT, "%s: %d attention heads are not a multiple of %d key-value heads", where,
-             out->n_heads, out->n_kv_heads);
+        FAIL(ST_FORMAT, "%s: %d attention heads are not a multiple of %d key-value heads%s", where,
+             out->n_heads, out->n_kv_heads,
+             silent ? " (the default of this model_type; give num_key_value_heads)" : "");
     }
     TRY(json_get_i32_or(&out->head_dim, json, "head_dim", 1, HEAD_DIM_MAX, 0, where));
     if (!out->head_dim) {
@@ -228,10 +185,24 @@ static enum status read_sizes(struct model_config *out, const json_t *json, cons
         FAIL(ST_FORMAT, "%s: %d heads of %d dimensions are wider than %d", where, out->n_heads,
              out->head_dim, (int)WIDTH_MAX);
     }
-    double eps = DEFAULT_EPS;
-    TRY(json_get_f64_or(&eps, json, "rms_norm_eps", DEFAULT_EPS, where));
+    return ST_OK;
+}
+
+static enum status read_sizes(struct model_config *out, const struct family *family,
+                              const json_t *json, const char *where)
+{
+    TRY(json_get_i32(&out->hidden, json, "hidden_size", 1, HIDDEN_MAX, where));
+    TRY(json_get_i32(&out->n_layers, json, "num_hidden_layers", 1, LAYERS_MAX, where));
+    TRY(read_heads(out, family, json, where));
+    TRY(json_get_i32(&out->ffn, json, "intermediate_size", 1, WIDTH_MAX, where));
+    TRY(json_get_i32(&out->vocab, json, "vocab_size", 2, VOCAB_MAX, where));
+    TRY(json_get_i32_or(&out->context, json, "max_position_embeddings", 1, MODEL_CONTEXT_MAX,
+                        family->context, where));
+    double eps = family->eps;
+    TRY(json_get_f64_or(&eps, json, family->eps_key, family->eps, where));
     if (!(eps > 0 && eps < 1)) {
-        FAIL(ST_FORMAT, "%s: rms_norm_eps is %g, expected a number between 0 and 1", where, eps);
+        FAIL(ST_FORMAT, "%s: %s is %g, expected a number between 0 and 1", where, family->eps_key,
+             eps);
     }
     out->norm_eps = (float)eps;
     TRY(json_get_bool_or(&out->tied_head, json, "tie_word_embeddings", false, where));
@@ -299,19 +270,19 @@ static enum status read_nested(struct model_config *out, const json_t *json, con
     }
     const json_t *method = json_member(quant, "quant_method");
     if (!json_is_string(method) || strcmp(json_string_value(method), "pmpd") != 0) {
-        return refuse(
+        return model_refuse(
             where, "quantization_config.quant_method", method,
             "\"pmpd\" or an unquantised model: take the original and run `pmpd quantize`");
     }
     const json_t *version = json_member(quant, "format_version");
     if (!json_is_integer(version) || json_integer_value(version) != NESTED_FORMAT_VERSION) {
-        return refuse(where, "quantization_config.format_version", version,
-                      "1; quantise the model again, or use a newer pmpd");
+        return model_refuse(where, "quantization_config.format_version", version,
+                            "1; quantise the model again, or use a newer pmpd");
     }
     TRY(json_get_i32(&out->group_cols, quant, "group_size", 1, WIDTH_MAX, where));
     if (out->group_cols != 32 && out->group_cols != 64 && out->group_cols != 128) {
-        return refuse(where, "quantization_config.group_size", json_member(quant, "group_size"),
-                      "32, 64 or 128");
+        return model_refuse(where, "quantization_config.group_size",
+                            json_member(quant, "group_size"), "32, 64 or 128");
     }
     TRY(json_get_i32(&out->n_planes, quant, "n_planes", 1, BITS_MAX, where));
     const char *how = NULL;
@@ -334,11 +305,19 @@ static enum status read_nested(struct model_config *out, const json_t *json, con
 static enum status config_parse(struct model_config *out, const json_t *json, const char *where,
                                 const char *folder)
 {
-    *out = (struct model_config){.family = FAMILY_LLAMA, .act = ACT_SILU, .bos = -1};
-    TRY(check_architecture(json, where));
-    TRY(check_features(json, where));
-    TRY(read_sizes(out, json, where));
-    TRY(read_rope(out, json, where));
+    const struct family *family = NULL;
+    *out = (struct model_config){.bos = -1};
+    TRY(read_family(out, &family, json, where));
+    out->norm = family->norm_kind;
+    out->parallel = family->parallel;
+    out->biased = family->biased;
+    out->head_bias = family->head_bias;
+    TRY(read_switches(out, family, json, where));
+    TRY(read_activation(out, family, json, where));
+    TRY(check_absent(json, where));
+    TRY(read_sizes(out, family, json, where));
+    TRY(check_window(out, family, json, where));
+    TRY(model_read_rope(out, family, json, where));
     TRY(read_tokens(out, json, where, folder));
     TRY(read_nested(out, json, where));
     return ST_OK;
@@ -500,6 +479,9 @@ enum status nested_index_common_bits(const struct nested_index *index,
         for (int role = 0; role < M_N_ROLES; role++) {
             int32_t n_cols = 0;
             enum level_kind kinds[BITS_ALL];
+            if (!model_has_role(config, (enum matrix_role)role)) {
+                continue;
+            }
             model_matrix_name(name, config, layer, (enum matrix_role)role);
             TRY(nested_index_get(index, name, &n_cols, kinds));
             uint32_t held = 0;
@@ -511,46 +493,4 @@ enum status nested_index_common_bits(const struct nested_index *index,
     }
     *mask = common;
     return ST_OK;
-}
-
-/* ---- names and shapes ---- */
-
-void model_matrix_shape(const struct model_config *c, enum matrix_role role, int32_t *n_rows,
-                        int32_t *n_cols)
-{
-    const int32_t q = c->n_heads * c->head_dim, kv = c->n_kv_heads * c->head_dim;
-    const int32_t shapes[M_N_ROLES][2] = {
-        [M_Q] = {q, c->hidden},         [M_K] = {kv, c->hidden},
-        [M_V] = {kv, c->hidden},        [M_O] = {c->hidden, q},
-        [M_GATE] = {c->ffn, c->hidden}, [M_UP] = {c->ffn, c->hidden},
-        [M_DOWN] = {c->hidden, c->ffn},
-    };
-    INVARIANT((unsigned)role < M_N_ROLES);
-    *n_rows = shapes[role][0];
-    *n_cols = shapes[role][1];
-}
-
-static const char *const role_names[M_N_ROLES] = {
-    [M_Q] = "q_proj",       [M_K] = "k_proj",   [M_V] = "v_proj",       [M_O] = "o_proj",
-    [M_GATE] = "gate_proj", [M_UP] = "up_proj", [M_DOWN] = "down_proj",
-};
-
-const char *model_role_name(enum matrix_role role)
-{
-    return (unsigned)role < M_N_ROLES ? role_names[role] : "?";
-}
-
-void model_matrix_name(char text[MODEL_NAME_BYTES], const struct model_config *c, int layer,
-                       enum matrix_role role)
-{
-    INVARIANT(c->family == FAMILY_LLAMA && (unsigned)role < M_N_ROLES);
-    snprintf(text, MODEL_NAME_BYTES, "model.layers.%d.%s.%s", layer,
-             role <= M_O ? "self_attn" : "mlp", role_names[role]);
-}
-
-void model_norm_name(char text[MODEL_NAME_BYTES], const struct model_config *c, int layer, int norm)
-{
-    INVARIANT(c->family == FAMILY_LLAMA && (norm == 0 || norm == 1));
-    snprintf(text, MODEL_NAME_BYTES, "model.layers.%d.%s.weight", layer,
-             norm == 0 ? "input_layernorm" : "post_attention_layernorm");
 }

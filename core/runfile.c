@@ -229,7 +229,7 @@ static enum status write_passes(hid_t file, const struct pass_row *passes, size_
     struct row {
         int64_t pass;
         uint64_t weight_bytes, kv_bytes;
-        int32_t epoch, replica, kind, n_slots, n_tok, max_bits;
+        int32_t epoch, replica, kind, n_slots, n_tok, n_gathered, max_bits;
         float time_us, comm_us;
     } row;
     static const struct h5_column columns[] = {
@@ -239,6 +239,9 @@ static enum status write_passes(hid_t file, const struct pass_row *passes, size_
         I32(struct row, kind, "1", "0 prefill, 1 decode"),
         I32(struct row, n_slots, "1", "sequences that shared the pass"),
         I32(struct row, n_tok, "tokens", "tokens that went through the layers together"),
+        I32(struct row, n_gathered, "tokens",
+            "tokens whose sampling filter reached beyond the ranks' candidates, so that all logits "
+            "were gathered"),
         I32(struct row, max_bits, "bits", "planes read by the widest product"),
         U64(struct row, weight_bytes, "bytes", "weights read, all ranks of the replica"),
         U64(struct row, kv_bytes, "bytes", "keys and values read, all ranks of the replica"),
@@ -254,7 +257,7 @@ static enum status write_passes(hid_t file, const struct pass_row *passes, size_
         const struct pass_record *p = passes[i].pass;
         row = (struct row){p->pass,           p->weight_bytes, p->kv_bytes, passes[i].epoch,
                            passes[i].replica, p->kind,         p->n_slots,  p->n_tok,
-                           p->max_bits,       p->time_us,      p->comm_us};
+                           p->n_gathered,     p->max_bits,     p->time_us,  p->comm_us};
         TRY_GOTO(st, h5_table_put(&t, &row), done);
     }
     TRY_GOTO(st, h5_table_end(&t), done);

@@ -45,6 +45,11 @@ float sampler_gumbel(const uint64_t key[2], int32_t id)
     return (float)-log(-log(u));
 }
 
+float sampler_score(const struct logit_want *want, float logit, int32_t id)
+{
+    return logit * (1.0f / want->temperature) + sampler_gumbel(want->key, id);
+}
+
 static struct logit_stats nothing(void)
 {
     return (struct logit_stats){.max = -INFINITY,
@@ -81,10 +86,14 @@ void sampler_part_stats(struct logit_stats *out, const float *logits, int32_t n,
     if (want->target >= first_id && want->target < first_id + n) {
         s.target = logits[want->target - first_id];
     }
-    if (want->temperature > 0) {
-        float per_t = 1.0f / want->temperature;
+    if (want->restricted) {
         for (int32_t i = 0; i < n; i++) {
-            float score = logits[i] * per_t + sampler_gumbel(want->key, first_id + i);
+            s.sum_exp_t += exp(((double)logits[i] - (double)s.max) / (double)want->temperature);
+        }
+    }
+    if (want->temperature > 0 && !want->restricted) {
+        for (int32_t i = 0; i < n; i++) {
+            float score = sampler_score(want, logits[i], first_id + i);
             if (score > s.pick_score) {
                 s.pick_score = score;
                 s.pick = first_id + i;
@@ -98,7 +107,8 @@ void sampler_part_stats(struct logit_stats *out, const float *logits, int32_t n,
     *out = s;
 }
 
-void sampler_merge(struct logit_stats *out, const struct logit_stats *parts, int n_parts)
+void sampler_merge(struct logit_stats *out, const struct logit_stats *parts, int n_parts,
+                   const struct logit_want *want)
 {
     struct logit_stats s = nothing();
     for (int p = 0; p < n_parts; p++) {
@@ -126,6 +136,9 @@ void sampler_merge(struct logit_stats *out, const struct logit_stats *parts, int
         if (e > 0) {
             sum += e * (double)parts[p].sum_exp;
             sum_l += e * ((double)parts[p].sum_exp_l + d * (double)parts[p].sum_exp);
+        }
+        if (want->restricted && parts[p].sum_exp_t > 0) {
+            s.sum_exp_t += exp(d / (double)want->temperature) * parts[p].sum_exp_t;
         }
     }
     s.sum_exp = (float)sum;

@@ -21,13 +21,16 @@ void sampler_key(uint64_t key[2], uint64_t seed, uint64_t prompt_ordinal, uint32
                  uint32_t step);
 /* Standard Gumbel noise of one vocabulary id under a key: -log(-log(u)), u in (0, 1). */
 float sampler_gumbel(const uint64_t key[2], int32_t id);
+/* What sampling maximises: logit / temperature + noise of the id. */
+float sampler_score(const struct logit_want *want, float logit, int32_t id);
 
 /* Statistics of one contiguous part of logits (host memory), ids first_id.. ; the definition that
  * backends reproduce. */
 void sampler_part_stats(struct logit_stats *out, const float *logits, int32_t n, int32_t first_id,
                         const struct logit_want *want);
-/* Parts in vocabulary order -> the whole vocabulary. out may be parts. */
-void sampler_merge(struct logit_stats *out, const struct logit_stats *parts, int n_parts);
+/* Parts in vocabulary order, all of the same want -> the whole vocabulary. out may be parts. */
+void sampler_merge(struct logit_stats *out, const struct logit_stats *parts, int n_parts,
+                   const struct logit_want *want);
 
 /* What one position of a model's output says, from merged statistics. */
 struct token_result {

@@ -34,6 +34,9 @@ struct settings {
         int32_t prefill_chunk;  /* decode.prefill_chunk tokens */
         int32_t context;        /* decode.context tokens; 0 = the model's */
         double temperature;     /* decode.temperature; 0 = greedy */
+        double top_p;           /* decode.top_p; 1 = off */
+        int32_t top_k;          /* decode.top_k; 0 = off */
+        double min_p;           /* decode.min_p; 0 = off */
         int64_t seed;           /* decode.seed */
         bool stop_at_eos;       /* decode.stop_at_eos */
     } decode;

@@ -52,6 +52,15 @@ static const struct setting_row rows[] = {
      "was trained for."},
     {"decode.temperature", SET_F64, FIELD(decode.temperature), 0, 100, NULL, "0", "",
      "Sampling temperature. 0: greedy, always the most likely token."},
+    {"decode.top_k", SET_I32, FIELD(decode.top_k), 0, 16777216, NULL, "0", "tokens",
+     "Sample from the so many most likely tokens only. 0: off. The filters apply in this order: "
+     "temperature, top_k, top_p, min_p."},
+    {"decode.top_p", SET_F64, FIELD(decode.top_p), 0, 1, NULL, "1", "",
+     "Sample from the fewest most likely tokens whose probabilities reach this sum, at least one. "
+     "1: off."},
+    {"decode.min_p", SET_F64, FIELD(decode.min_p), 0, 1, NULL, "0", "",
+     "Sample from tokens with at least this part of the most likely token's probability only. "
+     "0: off."},
     {"decode.seed", SET_I64, FIELD(decode.seed), 0, TWO_53, NULL, "0", "",
      "Seed of the sampling. The same seed and configuration give the same tokens, whatever the "
      "number of replicas, threads or slots in use."},

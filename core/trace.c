@@ -12,12 +12,12 @@
 
 /* Sizes on disk. They are part of the format: change TRACE_VERSION with them. */
 enum {
-    TRACE_VERSION = 1,
+    TRACE_VERSION = 2,
     HEAD_BYTES = 4 + 8 + 16 + 3 * 4 + 16 + 6 * 4,
     TURN_BYTES = 12 * 4,
     STEP_BYTES = 8 * 4,
     SWITCH_BYTES = 2 * 4,
-    PASS_BYTES = 7 * 4 + 16,
+    PASS_BYTES = 8 * 4 + 16,
     FLOAT_BYTES = 4
 };
 
@@ -194,6 +194,7 @@ void trace_pack(void *buf, size_t capacity, const struct finished_record *r)
         put_i32(&at, p->kind);
         put_i32(&at, p->n_slots);
         put_i32(&at, p->n_tok);
+        put_i32(&at, p->n_gathered);
         put_i32(&at, p->max_bits);
         put_f32(&at, p->time_us);
         put_f32(&at, p->comm_us);
@@ -321,6 +322,7 @@ static void unpack_arrays(struct finished_record *r, const unsigned char **at)
         p->kind = get_i32(at);
         p->n_slots = get_i32(at);
         p->n_tok = get_i32(at);
+        p->n_gathered = get_i32(at);
         p->max_bits = get_i32(at);
         p->time_us = get_f32(at);
         p->comm_us = get_f32(at);

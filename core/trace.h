@@ -29,7 +29,8 @@ struct pass_record {
     uint32_t pass; /* number within (epoch, replica), from 0 */
     int32_t kind;  /* enum pass_kind */
     int32_t n_slots, n_tok;
-    int32_t max_bits; /* planes read by the widest product; dense: bits of the dtype */
+    int32_t n_gathered; /* tokens for which all logits were gathered (core/chooser.h) */
+    int32_t max_bits;   /* planes read by the widest product; dense: bits of the dtype */
     float time_us, comm_us;
     uint64_t weight_bytes; /* planes, levels and head read */
     uint64_t kv_bytes;     /* K and V rows read */

@@ -66,6 +66,7 @@ enum status model_source_open(struct model_source *out, const char *folder)
     *out = (struct model_source){0};
     TRY(model_config_read(&out->config, folder));
     TRY_GOTO(st, checkpoint_open(&out->ckpt, folder), fail);
+    TRY_GOTO(st, model_check_biases(&out->config, out->ckpt), fail);
     if (out->config.nested) {
         TRY_GOTO(st, nested_index_read(&out->index, folder), fail);
     }
@@ -97,23 +98,47 @@ static enum status new_block(struct weights *w, void **out, size_t bytes)
     return ST_OK;
 }
 
-/* A one-dimensional tensor as f32. */
+/* Values [begin, end) of a one-dimensional tensor of n, as f32. */
 static enum status load_vector(struct weights *w, const struct checkpoint *ckpt, const char *name,
-                               int32_t n, struct tensor *out)
+                               int32_t n, int32_t begin, int32_t end, struct tensor *out)
 {
     struct tensor t;
     float *host = NULL;
     void *block = NULL;
     enum status st = ST_OK;
+    size_t part = (size_t)(end - begin);
     TRY(checkpoint_get_shape(ckpt, name, n, 0, &t));
-    TRY(MEM_NEW(&host, n));
-    floats_from(host, t.data, t.dtype, (size_t)n);
-    TRY_GOTO(st, new_block(w, &block, (size_t)n * sizeof *host), done);
-    TRY_GOTO(st, backend_upload(w->be, block, host, (size_t)n * sizeof *host), done);
-    *out = tensor_1d(block, DT_F32, n);
+    TRY(MEM_NEW(&host, part));
+    floats_from(host, (const char *)t.data + (size_t)begin * dtype_bytes(t.dtype), t.dtype, part);
+    TRY_GOTO(st, new_block(w, &block, part * sizeof *host), done);
+    TRY_GOTO(st, backend_upload(w->be, block, host, part * sizeof *host), done);
+    *out = tensor_1d(block, DT_F32, end - begin);
 done:
     mem_free(host);
     return st;
+}
+
+static enum status load_norm(struct weights *w, const struct model_source *src, int layer,
+                             enum model_norm norm, struct norm_weights *out)
+{
+    const struct model_config *c = &src->config;
+    char name[MODEL_NAME_BYTES];
+    model_norm_name(name, c, layer, norm);
+    TRY(load_vector(w, src->ckpt, name, c->hidden, 0, c->hidden, &out->gain));
+    if (c->norm == NORM_LAYER) {
+        model_norm_bias_name(name, c, layer, norm);
+        TRY(load_vector(w, src->ckpt, name, c->hidden, 0, c->hidden, &out->bias));
+    }
+    return ST_OK;
+}
+
+/* A bias goes with the rows of its matrix. */
+static enum status load_bias(struct weights *w, const struct model_source *src, const char *name,
+                             int32_t n_rows, const struct matrix_range *range, struct linear *out)
+{
+    char full[MODEL_NAME_BYTES + 8];
+    snprintf(full, sizeof full, "%s.bias", name);
+    return load_vector(w, src->ckpt, full, n_rows, range->row_begin, range->row_end, &out->bias);
 }
 
 /* Rows and columns of a dense matrix, copied as they are. */
@@ -211,17 +236,23 @@ static enum status load_layer(struct weights *w, const struct model_source *src,
     const struct model_config *c = &w->config;
     struct layer_weights *l = &w->layers[layer];
     char name[MODEL_NAME_BYTES];
-    model_norm_name(name, c, layer, 0);
-    TRY(load_vector(w, src->ckpt, name, c->hidden, &l->attn_norm));
-    model_norm_name(name, c, layer, 1);
-    TRY(load_vector(w, src->ckpt, name, c->hidden, &l->mlp_norm));
+    TRY(load_norm(w, src, layer, NORM_ATTENTION, &l->attn_norm));
+    if (model_has_norm(c, NORM_MLP)) {
+        TRY(load_norm(w, src, layer, NORM_MLP, &l->mlp_norm));
+    }
     for (int role = 0; role < M_N_ROLES; role++) {
         int32_t n_rows, n_cols;
+        if (!model_has_role(c, (enum matrix_role)role)) {
+            continue;
+        }
         model_matrix_shape(c, (enum matrix_role)role, &n_rows, &n_cols);
         model_matrix_name(name, c, layer, (enum matrix_role)role);
         struct matrix_range range = role_range(c, &w->shard, (enum matrix_role)role);
         TRY(load_linear(w, src, name, n_rows, n_cols, c->nested, &range, n_planes,
                         &l->matrix[role]));
+        if (c->biased >> role & 1) {
+            TRY(load_bias(w, src, name, n_rows, &range, &l->matrix[role]));
+        }
     }
     return ST_OK;
 }
@@ -234,17 +265,18 @@ static enum status load_ends(struct weights *w, const struct model_source *src)
     struct matrix_range rows = {w->shard.vocab_begin, w->shard.vocab_end, 0, c->hidden};
     TRY(checkpoint_get_shape(src->ckpt, MODEL_EMBED_NAME, c->vocab, c->hidden, &embed));
     TRY(load_dense(w, &embed, &all, &w->embed));
-    TRY(load_vector(w, src->ckpt, MODEL_FINAL_NORM_NAME, c->hidden, &w->final_norm));
+    TRY(load_norm(w, src, 0, NORM_FINAL, &w->final_norm));
     if (c->tied_head && !c->nested_head) {
         w->head = (struct linear){.dense = tensor_rows(&w->embed, rows.row_begin, rows.row_end),
                                   .n_rows = c->vocab,
                                   .n_cols = c->hidden,
                                   .n_cols_padded = c->hidden};
-        return ST_OK;
+    } else {
+        /* the head keeps all its planes: a level may name head bits of its own */
+        TRY(load_linear(w, src, MODEL_HEAD_NAME, c->vocab, c->hidden, c->nested_head, &rows, 0,
+                        &w->head));
     }
-    /* the head keeps all its planes: a level may name head bits of its own */
-    return load_linear(w, src, MODEL_HEAD_NAME, c->vocab, c->hidden, c->nested_head, &rows, 0,
-                       &w->head);
+    return c->head_bias ? load_bias(w, src, MODEL_HEAD_NAME, c->vocab, &rows, &w->head) : ST_OK;
 }
 
 enum status weights_load(struct weights *out, struct backend *be, const struct model_source *src,

@@ -47,21 +47,28 @@ struct linear {
     bool is_nested;
     struct nested_matrix nested; /* owned (backend) */
     struct tensor dense;         /* (n_rows, n_cols) in backend memory, when not nested */
+    /* F32; no data: none. Of a product by rows: this rank's rows. Of o and down, whose sums cross
+     * the ranks: all rows, to be added once, after the sum. */
+    struct tensor bias;
     /* of the whole matrix, for the accounting of bytes: */
     int32_t n_rows, n_cols, n_cols_padded;
 };
 
+struct norm_weights {
+    struct tensor gain, bias; /* (hidden) F32; no data in bias: none */
+};
+
 struct layer_weights {
-    struct tensor attn_norm, mlp_norm; /* (hidden) F32 */
-    struct linear matrix[M_N_ROLES];
+    struct norm_weights attn_norm, mlp_norm; /* no mlp_norm in parallel blocks */
+    struct linear matrix[M_N_ROLES];         /* zeroed where the family has none */
 };
 
 struct weights {
     struct backend *be; /* borrowed, must outlive this */
     struct model_config config;
     struct model_shard shard;
-    struct tensor embed;          /* (vocab, hidden) F32, F16 or BF16; whole on every rank */
-    struct tensor final_norm;     /* (hidden) F32 */
+    struct tensor embed; /* (vocab, hidden) F32, F16 or BF16; whole on every rank */
+    struct norm_weights final_norm;
     struct linear head;           /* this rank's vocabulary rows; may be a view of embed */
     struct layer_weights *layers; /* (n_layers) owned */
     void **blocks;                /* owned backend blocks */

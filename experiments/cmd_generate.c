@@ -15,14 +15,17 @@
 #include "sched/registry.h"
 
 static const char usage[] =
-    "usage: pmpd generate MODEL --prompt TEXT [-n N] [--bits B] [--temperature T] [--seed S] "
-    "[--ids]\n"
+    "usage: pmpd generate MODEL --prompt TEXT [-n N] [--bits B] [--temperature T]\n"
+    "         [--top-k K] [--top-p P] [--min-p M] [--seed S] [--ids]\n"
     "Continues a text with a model (a Hugging Face folder, or one made by pmpd quantize).\n"
     "  --prompt TEXT    what to continue; \"\" is allowed where the tokenizer adds a BOS token\n"
     "  -n N             at most N new tokens (default 128); ends at EOS\n"
     "  --prefill B      level of the prompt (default: as --bits)\n"
     "  --plan P         levels by step instead of --bits, e.g. \"prefill:4 0:4 16:2\"\n"
     "  --temperature T  0 is greedy (default), above it samples\n"
+    "  --top-k K        sample from the K most likely tokens (default 0: all)\n"
+    "  --top-p P        from the fewest of them whose probabilities reach P (default 1: all)\n"
+    "  --min-p M        from those with at least M times the highest probability (default 0)\n"
     "  --seed S         of the sampler (default 0)\n"
     "  --ids            print token ids instead of text\n" ARGS_COMMON_HELP "Examples:\n"
     "  pmpd generate ~/models/llama --prompt \"Once upon a time\" -n 64\n"
@@ -172,15 +175,14 @@ static enum status prepare(struct engine *e, struct settings *s, struct tokenize
     return registry_open_policy(policy, s, &e->levels);
 }
 
-static enum status apply_options(struct settings *s, const char *n, const char *prefill,
-                                 const char *plan, const char *temperature, const char *seed)
+/* A setting and what an option says about it; NULL: nothing. */
+struct assignment {
+    const char *key, *value;
+};
+
+static enum status apply_options(struct settings *s, const struct assignment *sets, size_t n)
 {
-    const struct {
-        const char *key, *value;
-    } sets[] = {{"decode.max_new_tokens", n},        {"policy.prefill", prefill},
-                {"decode.temperature", temperature}, {"decode.seed", seed},
-                {"policy.switches", plan},           {"policy.name", plan ? "static" : NULL}};
-    for (size_t i = 0; i < sizeof sets / sizeof *sets; i++) {
+    for (size_t i = 0; i < n; i++) {
         char assignment[SETTINGS_TEXT_BYTES + 64];
         if (sets[i].value) {
             snprintf(assignment, sizeof assignment, "%s=%s", sets[i].key, sets[i].value);
@@ -193,7 +195,7 @@ static enum status apply_options(struct settings *s, const char *n, const char *
 enum status cmd_generate(struct env *env, int argc, char **argv)
 {
     const char *prompt_text = NULL, *n = NULL, *prefill = NULL, *plan = NULL, *temperature = NULL;
-    const char *seed = NULL;
+    const char *top_k = NULL, *top_p = NULL, *min_p = NULL, *seed = NULL;
     bool ids = false;
     const struct arg_option own[] = {
         {"prompt", &prompt_text, NULL},
@@ -202,6 +204,9 @@ enum status cmd_generate(struct env *env, int argc, char **argv)
         {"plan", &plan, NULL},
         {"seed", &seed, NULL},
         {"temperature", &temperature, NULL},
+        {"top-k", &top_k, NULL},
+        {"top-p", &top_p, NULL},
+        {"min-p", &min_p, NULL},
         {"ids", NULL, &ids},
         {NULL, NULL, NULL},
     };
@@ -214,7 +219,18 @@ enum status cmd_generate(struct env *env, int argc, char **argv)
     if (!prompt_text) {
         FAIL(ST_USER, "generate needs --prompt TEXT");
     }
-    TRY(apply_options(&a.settings, n, prefill, plan, temperature, seed));
+    const struct assignment sets[] = {
+        {"decode.max_new_tokens", n},
+        {"policy.prefill", prefill},
+        {"decode.temperature", temperature},
+        {"decode.top_k", top_k},
+        {"decode.top_p", top_p},
+        {"decode.min_p", min_p},
+        {"decode.seed", seed},
+        {"policy.switches", plan},
+        {"policy.name", plan ? "static" : NULL},
+    };
+    TRY(apply_options(&a.settings, sets, sizeof sets / sizeof *sets));
     struct engine e;
     struct tokenizer *tok = NULL;
     struct prompt prompt = {0};

@@ -40,6 +40,9 @@ static void add_nested_read(struct model_sizes *z, const struct model_source *sr
     char name[MODEL_NAME_BYTES];
     enum level_kind kinds[BITS_ALL];
     int32_t n_rows, n_cols, listed;
+    if (!model_has_role(c, (enum matrix_role)role)) {
+        return;
+    }
     model_matrix_shape(c, (enum matrix_role)role, &n_rows, &n_cols);
     model_matrix_name(name, c, layer, (enum matrix_role)role);
     if (nested_index_get(src->index, name, &listed, kinds) != ST_OK) {
@@ -52,6 +55,19 @@ static void add_nested_read(struct model_sizes *z, const struct model_source *sr
                 8 * (double)nested_bytes_read(kinds, n_rows, padded, c->group_cols, b, 1u << b);
         }
     }
+}
+
+/* Of norms and biases. */
+static double vector_parameters(const struct model_config *c)
+{
+    int n_norms = c->n_layers * (model_has_norm(c, NORM_MLP) ? 2 : 1) + 1;
+    double n = (double)c->hidden * n_norms * (c->norm == NORM_LAYER ? 2 : 1);
+    for (int role = 0; role < M_N_ROLES; role++) {
+        int32_t n_rows, n_cols;
+        model_matrix_shape(c, (enum matrix_role)role, &n_rows, &n_cols);
+        n += c->biased >> role & 1 ? (double)c->n_layers * n_rows : 0;
+    }
+    return n + (c->head_bias ? c->vocab : 0);
 }
 
 static void measure(struct model_sizes *z, const struct model_source *src)
@@ -69,8 +85,8 @@ static void measure(struct model_sizes *z, const struct model_source *src)
     for (int b = 1; b <= BITS_MAX; b++) {
         z->read_bits[b] /= z->linear_weights;
     }
-    z->parameters = z->linear_weights + (double)c->vocab * c->hidden * (c->tied_head ? 1 : 2) +
-                    (double)c->hidden * (2 * c->n_layers + 1);
+    z->parameters = z->linear_weights + vector_parameters(c) +
+                    (double)c->vocab * c->hidden * (c->tied_head ? 1 : 2);
     for (int i = 0; i < checkpoint_n_tensors(src->ckpt); i++) {
         struct tensor t = checkpoint_tensor(src->ckpt, i);
         z->tensor_bytes += (double)tensor_bytes(&t);
@@ -82,11 +98,16 @@ static void print_text(const struct model_source *src, const struct model_sizes 
 {
     const struct model_config *c = &src->config;
     printf("%s\n", folder);
-    printf("  kind         %s model, family llama\n", c->nested ? "nested" : "dense");
+    printf("  kind         %s model, family %s\n", c->nested ? "nested" : "dense",
+           model_family_name(c->family));
     printf("  shape        %d layers, hidden %d, ffn %d, vocabulary %d\n", c->n_layers, c->hidden,
            c->ffn, c->vocab);
     printf("  attention    %d heads, %d KV heads, head_dim %d, rope_theta %g\n", c->n_heads,
            c->n_kv_heads, c->head_dim, c->rope_theta);
+    if (c->rope_scaling.kind != ROPE_DEFAULT || c->rot_dim != c->head_dim) {
+        printf("  rotation     %d of %d dimensions, %s scaling\n", c->rot_dim, c->head_dim,
+               rope_kind_name(c->rope_scaling.kind));
+    }
     printf("  context      %d tokens\n", c->context);
     printf("  head         %s%s\n", c->tied_head ? "tied to the embedding" : "separate",
            c->nested_head ? ", stored nested" : "");
@@ -118,18 +139,18 @@ static void print_json(const struct model_source *src, const struct model_sizes 
             json_object_set_new(levels, key, json_real(z->read_bits[b]));
         }
     }
-    json_t *out =
-        json_pack("{s:s, s:s, s:s, s:b, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:f, s:b, s:s, "
-                  "s:f, s:f, s:i, s:f, "
-                  "s:i, s:i, s:o, s:s}",
-                  "path", folder, "kind", c->nested ? "nested" : "dense", "family", "llama",
-                  "nested", c->nested, "n_layers", c->n_layers, "hidden", c->hidden, "ffn", c->ffn,
-                  "vocab", c->vocab, "n_heads", c->n_heads, "n_kv_heads", c->n_kv_heads, "head_dim",
-                  c->head_dim, "context", c->context, "rope_theta", c->rope_theta, "tied_head",
-                  c->tied_head, "tokenizer", tokenizer, "parameters", z->parameters,
-                  "linear_weights", z->linear_weights, "n_tensors", checkpoint_n_tensors(src->ckpt),
-                  "tensor_bytes", z->tensor_bytes, "group", c->nested ? c->group_cols : 0, "planes",
-                  c->nested ? c->n_planes : 0, "bits_read_per_weight", levels, "digest", digest);
+    json_t *out = json_pack(
+        "{s:s, s:s, s:s, s:b, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:f, s:b, s:s, "
+        "s:f, s:f, s:i, s:f, "
+        "s:i, s:i, s:o, s:s}",
+        "path", folder, "kind", c->nested ? "nested" : "dense", "family",
+        model_family_name(c->family), "nested", c->nested, "n_layers", c->n_layers, "hidden",
+        c->hidden, "ffn", c->ffn, "vocab", c->vocab, "n_heads", c->n_heads, "n_kv_heads",
+        c->n_kv_heads, "head_dim", c->head_dim, "context", c->context, "rope_theta", c->rope_theta,
+        "tied_head", c->tied_head, "tokenizer", tokenizer, "parameters", z->parameters,
+        "linear_weights", z->linear_weights, "n_tensors", checkpoint_n_tensors(src->ckpt),
+        "tensor_bytes", z->tensor_bytes, "group", c->nested ? c->group_cols : 0, "planes",
+        c->nested ? c->n_planes : 0, "bits_read_per_weight", levels, "digest", digest);
     json_dumpf(out, stdout, JSON_INDENT(1) | JSON_REAL_PRECISION(9));
     json_decref(out);
     printf("\n");

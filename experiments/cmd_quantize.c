@@ -342,9 +342,10 @@ static enum status read_calibration(struct windows *out, const struct request *q
 
 /* ---- report ---- */
 
-static const char *role_name(int role)
+/* NULL: the family has no such matrix */
+static const char *role_name(const struct nested_report *r, int role)
 {
-    return role == ROLE_HEAD ? "lm_head" : model_role_name((enum matrix_role)role);
+    return role == ROLE_HEAD ? "lm_head" : model_role_name(r->family, (enum matrix_role)role);
 }
 
 /* All linears of the layers together. */
@@ -446,7 +447,9 @@ static void print_errors(const char *title, const struct nested_report *r,
 {
     print_heading(title, "weights", o);
     for (int role = 0; role < M_N_ROLES; role++) {
-        print_row(role_name(role), &r->role[role], &o->spec, o, what);
+        if (role_name(r, role)) {
+            print_row(role_name(r, role), &r->role[role], &o->spec, o, what);
+        }
     }
     print_row("layers", layers, &o->spec, o, what);
     if (o->nested_head) {
@@ -506,7 +509,7 @@ static void print_report(const struct nested_report *r, const struct request *q,
     }
     print_bytes("embedding (F16)", r->embed_bytes);
     print_bytes("head (F16)", r->head_bytes);
-    print_bytes("norms (F32)", r->norm_bytes);
+    print_bytes("norms, biases (F32)", r->norm_bytes);
     print_bytes("other files", r->files_bytes);
     print_bytes("total", r->total_bytes);
     if (o->calib) {
@@ -594,7 +597,9 @@ static enum status print_json(const struct nested_report *r, const struct reques
     sum_layers(&layers, r);
     json_t *matrices = json_object();
     for (int role = 0; role < M_N_ROLES; role++) {
-        json_object_set_new(matrices, role_name(role), role_json(&r->role[role], &o->spec));
+        if (role_name(r, role)) {
+            json_object_set_new(matrices, role_name(r, role), role_json(&r->role[role], &o->spec));
+        }
     }
     if (o->nested_head) {
         json_object_set_new(matrices, "lm_head", role_json(&r->role[ROLE_HEAD], &o->head_spec));

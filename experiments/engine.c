@@ -111,7 +111,10 @@ enum status engine_load(struct engine *e, const struct settings *settings, bool 
                                     .max_tok = e->context,
                                     .prefill_chunk = settings->decode.prefill_chunk,
                                     .kv_dtype = e->kv_dtype,
-                                    .adds_tokens = policy_adds_tokens};
+                                    .adds_tokens = policy_adds_tokens,
+                                    .filter = {.top_k = settings->decode.top_k,
+                                               .top_p = settings->decode.top_p,
+                                               .min_p = settings->decode.min_p}};
         st = decoder_create(&e->dec, &e->be, &e->coll, &e->weights, &e->levels, &o);
     }
     return env_agree(e->env, st);

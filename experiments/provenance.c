@@ -64,9 +64,10 @@ void provenance_fill(struct provenance *p, const struct engine *e, const struct 
     add(p, "model_path", "%s", s->model.path);
     add(p, "model_digest", "%s", model_digest);
     add(p, "model_shape",
-        "llama: %d layers, hidden %d, %d heads, %d KV heads, head_dim %d, ffn %d, "
+        "%s: %d layers, hidden %d, %d heads, %d KV heads, head_dim %d, ffn %d, "
         "vocabulary %d",
-        c->n_layers, c->hidden, c->n_heads, c->n_kv_heads, c->head_dim, c->ffn, c->vocab);
+        model_family_name(c->family), c->n_layers, c->hidden, c->n_heads, c->n_kv_heads,
+        c->head_dim, c->ffn, c->vocab);
     add(p, "model_nested", "%s", c->nested ? c->method : "no");
     add(p, "prompts_path", "%s", s->prompts.path);
     add(p, "prompts_digest", "%s", prompts->digest);

@@ -8,6 +8,7 @@
 #include <omp.h>
 #include <string.h>
 
+#include "core/candidates.h"
 #include "core/mem.h"
 #include "core/sampler.h"
 #include "kernels/kernels.h"
@@ -118,6 +119,34 @@ static enum status cpu_rmsnorm(struct backend *be, struct tensor *y, const struc
     return ST_OK;
 }
 
+static enum status cpu_layernorm(struct backend *be, struct tensor *y, const struct tensor *x,
+                                 const struct tensor *gain, const struct tensor *bias, float eps)
+{
+    const struct cpu *cpu = be->impl;
+    int32_t n = x->dims[1], n_tok = x->dims[0];
+    const float *g = gain->data, *b = bias ? bias->data : NULL;
+    int n_threads = cpu_threads(cpu, tensor_count(x) * 2);
+#pragma omp parallel for schedule(static) num_threads(n_threads) if (n_threads > 1)
+    for (int32_t t = 0; t < n_tok; t++) {
+        const float *from = (const float *)x->data + (size_t)t * (size_t)n;
+        float *to = (float *)y->data + (size_t)t * (size_t)n;
+        double sum = 0; /* a large mean would drown the deviations in f32 */
+        for (int32_t i = 0; i < n; i++) {
+            sum += (double)from[i];
+        }
+        double mean = sum / n;
+        for (int32_t i = 0; i < n; i++) {
+            to[i] = (float)((double)from[i] - mean);
+        }
+        float variance = cpu->isa->dot(to, DT_F32, to, n) / (float)n;
+        float inverse = 1.0f / sqrtf(variance + eps);
+        for (int32_t i = 0; i < n; i++) {
+            to[i] = to[i] * inverse * g[i] + (b ? b[i] : 0.0f);
+        }
+    }
+    return ST_OK;
+}
+
 static void rotate_token(float *head, int32_t n_heads, int32_t head_dim, int32_t half,
                          const float *c, const float *s)
 {
@@ -167,6 +196,33 @@ static enum status cpu_glu(struct backend *be, struct tensor *y, const struct te
     return ST_OK;
 }
 
+static float gelu_erf(float x)
+{
+    return 0.5f * x * erfcf(-0.70710678f * x);
+}
+
+/* 0.5 (1 + tanh(u)) = 1 / (1 + exp(-2u)), which keeps its digits for negative u */
+static float gelu_tanh(float x)
+{
+    float u = 0.79788456f * (x + 0.044715f * x * x * x);
+    return x / (1.0f + expf(-2.0f * u));
+}
+
+static enum status cpu_activate(struct backend *be, struct tensor *y, const struct tensor *x,
+                                enum activation act)
+{
+    const struct cpu *cpu = be->impl;
+    const float *from = x->data;
+    float *to = y->data;
+    size_t n = tensor_count(y);
+    int n_threads = cpu_threads(cpu, n * 8);
+#pragma omp parallel for schedule(static) num_threads(n_threads) if (n_threads > 1)
+    for (size_t i = 0; i < n; i++) {
+        to[i] = act == ACT_GELU_ERF ? gelu_erf(from[i]) : gelu_tanh(from[i]);
+    }
+    return ST_OK;
+}
+
 static enum status cpu_logit_stats(struct backend *be, struct logit_stats *out,
                                    const struct tensor *logits, int32_t first_id,
                                    const int32_t *cut, int32_t n_cuts,
@@ -184,6 +240,21 @@ static enum status cpu_logit_stats(struct backend *be, struct logit_stats *out,
             sampler_part_stats(&out[(size_t)t * (size_t)n_cuts + (size_t)c], part,
                                cut[c + 1] - cut[c], first_id + cut[c], &want[t]);
         }
+    }
+    return ST_OK;
+}
+
+static enum status cpu_top_k(struct backend *be, struct logit_candidate *out,
+                             const struct tensor *logits, int32_t first_id, int32_t k)
+{
+    const struct cpu *cpu = be->impl;
+    int32_t n_tok = logits->dims[0], n_vocab = logits->dims[1];
+    int n_threads = cpu_threads(cpu, tensor_count(logits));
+#pragma omp parallel for schedule(static) num_threads(n_threads) if (n_threads > 1)
+    for (int32_t t = 0; t < n_tok; t++) {
+        candidates_select(out + (size_t)t * (size_t)k, k,
+                          (const float *)logits->data + (size_t)t * (size_t)n_vocab, n_vocab,
+                          first_id);
     }
     return ST_OK;
 }
@@ -207,9 +278,12 @@ const struct backend_ops cpu_ops = {
     .add_parts = cpu_add_parts,
     .embed = cpu_embed,
     .rmsnorm = cpu_rmsnorm,
+    .layernorm = cpu_layernorm,
     .rope = cpu_rope,
     .kv_append = cpu_kv_append,
     .attention = cpu_attention,
     .glu = cpu_glu,
+    .activate = cpu_activate,
     .logit_stats = cpu_logit_stats,
+    .top_k = cpu_top_k,
 };

@@ -90,6 +90,32 @@ static enum status ref_rmsnorm(struct backend *be, struct tensor *y, const struc
     return ST_OK;
 }
 
+static enum status ref_layernorm(struct backend *be, struct tensor *y, const struct tensor *x,
+                                 const struct tensor *gain, const struct tensor *bias, float eps)
+{
+    (void)be;
+    int32_t n = x->dims[1];
+    const float *g = gain->data, *b = bias ? bias->data : NULL;
+    for (int32_t t = 0; t < x->dims[0]; t++) {
+        const float *from = (const float *)x->data + (size_t)t * (size_t)n;
+        float *to = (float *)y->data + (size_t)t * (size_t)n;
+        double sum = 0, squares = 0;
+        for (int32_t i = 0; i < n; i++) {
+            sum += (double)from[i];
+        }
+        double mean = sum / n;
+        for (int32_t i = 0; i < n; i++) {
+            squares += ((double)from[i] - mean) * ((double)from[i] - mean);
+        }
+        double inverse = 1 / sqrt(squares / n + (double)eps);
+        for (int32_t i = 0; i < n; i++) {
+            double v = ((double)from[i] - mean) * inverse * (double)g[i];
+            to[i] = (float)(b ? v + (double)b[i] : v);
+        }
+    }
+    return ST_OK;
+}
+
 /* Rotates the heads of one tensor (n_tok, n_heads, head_dim). */
 static void rotate(struct tensor *x, const int32_t *pos, const struct rope_table *table)
 {
@@ -232,6 +258,23 @@ static enum status ref_glu(struct backend *be, struct tensor *y, const struct te
     return ST_OK;
 }
 
+static enum status ref_activate(struct backend *be, struct tensor *y, const struct tensor *x,
+                                enum activation act)
+{
+    (void)be;
+    const double root_half = 0.70710678118654752440, root_2_over_pi = 0.79788456080286535588;
+    const float *from = x->data;
+    float *to = y->data;
+    size_t n = tensor_count(y);
+    for (size_t i = 0; i < n; i++) {
+        double v = (double)from[i];
+        double share = act == ACT_GELU_ERF ? erfc(-v * root_half)
+                                           : 1 + tanh(root_2_over_pi * (v + 0.044715 * v * v * v));
+        to[i] = (float)(0.5 * v * share);
+    }
+    return ST_OK;
+}
+
 static enum status ref_logit_stats(struct backend *be, struct logit_stats *out,
                                    const struct tensor *logits, int32_t first_id,
                                    const int32_t *cut, int32_t n_cuts,
@@ -245,6 +288,31 @@ static enum status ref_logit_stats(struct backend *be, struct logit_stats *out,
         for (int32_t c = 0; c < n_cuts; c++) {
             sampler_part_stats(out++, row + cut[c], cut[c + 1] - cut[c], first_id + cut[c],
                                &want[t]);
+        }
+    }
+    return ST_OK;
+}
+
+/* Insertion in the order of ids: an equal logit goes behind those before it. */
+static enum status ref_top_k(struct backend *be, struct logit_candidate *out,
+                             const struct tensor *logits, int32_t first_id, int32_t k)
+{
+    (void)be;
+    const float *l = logits->data;
+    for (int32_t t = 0; t < logits->dims[0]; t++, out += k) {
+        for (int32_t j = 0; j < k; j++) {
+            out[j] = (struct logit_candidate){-HUGE_VALF, -1};
+        }
+        for (int32_t i = 0, n = 0; i < logits->dims[1]; i++, l++) {
+            int32_t at = n < k ? n++ : k; /* k: the last one falls out, or this one */
+            for (; at > 0 && *l > out[at - 1].logit; at--) {
+                if (at < k) {
+                    out[at] = out[at - 1];
+                }
+            }
+            if (at < k) {
+                out[at] = (struct logit_candidate){*l, first_id + i};
+            }
         }
     }
     return ST_OK;
@@ -269,9 +337,12 @@ const struct backend_ops cpu_ref_ops = {
     .add_parts = ref_add_parts,
     .embed = ref_embed,
     .rmsnorm = ref_rmsnorm,
+    .layernorm = ref_layernorm,
     .rope = ref_rope,
     .kv_append = ref_kv_append,
     .attention = ref_attention,
     .glu = ref_glu,
+    .activate = ref_activate,
     .logit_stats = ref_logit_stats,
+    .top_k = ref_top_k,
 };

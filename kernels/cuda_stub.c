@@ -100,6 +100,13 @@ static enum status stub_rmsnorm(struct backend *be, struct tensor *y, const stru
     return absent();
 }
 
+static enum status stub_layernorm(struct backend *be, struct tensor *y, const struct tensor *x,
+                                  const struct tensor *gain, const struct tensor *bias, float eps)
+{
+    (void)be, (void)y, (void)x, (void)gain, (void)bias, (void)eps;
+    return absent();
+}
+
 static enum status stub_rope(struct backend *be, struct tensor *q, struct tensor *k,
                              const struct token_place *place, const struct rope_table *table)
 {
@@ -129,12 +136,26 @@ static enum status stub_glu(struct backend *be, struct tensor *y, const struct t
     return absent();
 }
 
+static enum status stub_activate(struct backend *be, struct tensor *y, const struct tensor *x,
+                                 enum activation act)
+{
+    (void)be, (void)y, (void)x, (void)act;
+    return absent();
+}
+
 static enum status stub_logit_stats(struct backend *be, struct logit_stats *out,
                                     const struct tensor *logits, int32_t first_id,
                                     const int32_t *cut, int32_t n_cuts,
                                     const struct logit_want *want)
 {
     (void)be, (void)out, (void)logits, (void)first_id, (void)cut, (void)n_cuts, (void)want;
+    return absent();
+}
+
+static enum status stub_top_k(struct backend *be, struct logit_candidate *out,
+                              const struct tensor *logits, int32_t first_id, int32_t k)
+{
+    (void)be, (void)out, (void)logits, (void)first_id, (void)k;
     return absent();
 }
 
@@ -157,9 +178,12 @@ const struct backend_ops cuda_ops = {
     .add_parts = stub_two_inputs,
     .embed = stub_two_inputs,
     .rmsnorm = stub_rmsnorm,
+    .layernorm = stub_layernorm,
     .rope = stub_rope,
     .kv_append = stub_kv_append,
     .attention = stub_attention,
     .glu = stub_glu,
+    .activate = stub_activate,
     .logit_stats = stub_logit_stats,
+    .top_k = stub_top_k,
 };

@@ -238,12 +238,13 @@ static int list_weights(struct weight *list, const struct gen_model *m)
             model_matrix_name(name, &c, layer, (enum matrix_role)role);
             add_weight(list, &n, name, ".weight", rows, cols, 1 / sqrt((double)cols));
         }
-        for (int norm = 0; norm < 2; norm++) {
-            model_norm_name(name, &c, layer, norm);
+        for (int norm = NORM_ATTENTION; norm < NORM_FINAL; norm++) {
+            model_norm_name(name, &c, layer, (enum model_norm)norm);
             add_weight(list, &n, name, "", 0, m->hidden, 0.2);
         }
     }
-    add_weight(list, &n, MODEL_FINAL_NORM_NAME, "", 0, m->hidden, 0.2);
+    model_norm_name(name, &c, 0, NORM_FINAL);
+    add_weight(list, &n, name, "", 0, m->hidden, 0.2);
     if (!m->tied) {
         add_weight(list, &n, MODEL_HEAD_NAME, ".weight", m->vocab, m->hidden, 2 * wide);
     }

@@ -39,7 +39,7 @@ static enum status fit_role(struct fitted_block *out, struct block_job *job, int
     model_matrix_name(name, job->config, layer, role);
     snprintf(tensor, sizeof tensor, "%s.weight", name);
     snprintf(what, sizeof what, "block %d of %d, %s", layer + 1, job->config->n_layers,
-             model_role_name(role));
+             model_role_name(job->config->family, role));
     job->progress->what = what;
     TRY(checkpoint_get_shape(job->ckpt, tensor, n_rows, n_cols, &w));
     enum status st = calibrator_moments(job->cal, layer, role, &h);
@@ -58,11 +58,17 @@ static enum status take_stored(struct fitted_block *out, struct block_job *job, 
 {
     for (int role = 0; role < M_N_ROLES; role++) {
         int32_t n_rows, n_cols;
+        if (!model_has_role(job->config, (enum matrix_role)role)) {
+            continue;
+        }
         model_matrix_shape(job->config, (enum matrix_role)role, &n_rows, &n_cols);
         TRY(nested_buffer_create(&out->buffer[role], job->spec, n_rows, n_cols));
     }
     TRY(block_store_get(job->store, layer, out, found));
     for (int role = 0; *found && role < M_N_ROLES; role++) {
+        if (!model_has_role(job->config, (enum matrix_role)role)) {
+            continue;
+        }
         TRY(calibrator_put(job->cal, layer, (enum matrix_role)role, &out->buffer[role].source));
         job->progress->total -= (double)out->report[role].n_weights;
     }
@@ -81,7 +87,9 @@ enum status block_fit(struct fitted_block *out, struct block_job *job, int layer
     }
     fitted_block_free(out);
     for (int role = 0; role < M_N_ROLES; role++) {
-        TRY(fit_role(out, job, layer, (enum matrix_role)role));
+        if (model_has_role(job->config, (enum matrix_role)role)) {
+            TRY(fit_role(out, job, layer, (enum matrix_role)role));
+        }
     }
     TRY(block_store_put(job->store, layer, out));
     double spent = clock_s() - begin;

@@ -2,6 +2,7 @@
 #include "experiments/quantise/calibrate.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "core/log.h"
@@ -33,7 +34,8 @@ struct calibrator {
     enum stage stage; /* that was done last */
     struct hessian moments;
     float *weights[M_N_ROLES];     /* (n_rows, n_cols) owned: of this layer, where put */
-    float *attn_norm, *mlp_norm;   /* (hidden) owned: of this layer; mlp_norm also the last one */
+    float *bias[M_N_ROLES];        /* (n_rows) owned: NULL where there is none */
+    float *norm[MODEL_N_NORMS];    /* (2, hidden) owned: gain and bias, of this layer */
     float *x;                      /* (tokens, hidden) owned */
     float *mid;                    /* (tokens, mid_width) owned */
     int32_t mid_width, longest;    /* of the windows */
@@ -53,15 +55,19 @@ static enum status make_rope(struct calibrator *c)
     const struct model_config *m = c->config;
     int32_t half = m->rot_dim / 2;
     size_t n = (size_t)c->longest * (size_t)half;
+    double *frequency = NULL;
     TRY(backend_alloc(&c->be, &c->rope_block, 2 * n * sizeof(float)));
+    TRY(MEM_NEW(&frequency, half));
+    rope_frequencies(frequency, m->rope_theta, m->rot_dim, &m->rope_scaling);
     float *cosine = c->rope_block, *sine = cosine + n;
     for (int32_t p = 0; p < c->longest; p++) {
         for (int32_t i = 0; i < half; i++) {
-            double angle = p * pow(m->rope_theta, -2.0 * i / m->rot_dim);
+            double angle = p * frequency[i];
             cosine[(size_t)p * (size_t)half + (size_t)i] = (float)cos(angle);
             sine[(size_t)p * (size_t)half + (size_t)i] = (float)sin(angle);
         }
     }
+    mem_free(frequency);
     c->rope.cos = tensor_2d(cosine, DT_F32, c->longest, half);
     c->rope.sin = tensor_2d(sine, DT_F32, c->longest, half);
     c->rope.rot_dim = m->rot_dim;
@@ -137,8 +143,9 @@ static enum status create(struct calibrator *c)
         return status_prefix(st, "activations of %zu calibration tokens, %.1f GB: ", tokens,
                              4e-9 * ((double)n_x + (double)n_mid));
     }
-    TRY(MEM_NEW(&c->attn_norm, m->hidden));
-    TRY(MEM_NEW(&c->mlp_norm, m->hidden));
+    for (int norm = 0; norm < MODEL_N_NORMS; norm++) {
+        TRY(MEM_NEW(&c->norm[norm], 2 * (size_t)m->hidden));
+    }
     TRY(backend_open(&c->be, "cpu", &(struct backend_options){.n_threads = c->opt.n_threads}));
     hessian_blas_begin();
     TRY(make_scratch(c));
@@ -183,9 +190,11 @@ void calibrator_destroy(struct calibrator **cal)
     hessian_free(&c->moments);
     for (int role = 0; role < M_N_ROLES; role++) {
         mem_free(c->weights[role]);
+        mem_free(c->bias[role]);
     }
-    mem_free(c->attn_norm);
-    mem_free(c->mlp_norm);
+    for (int norm = 0; norm < MODEL_N_NORMS; norm++) {
+        mem_free(c->norm[norm]);
+    }
     mem_free(c->x);
     mem_free(c->mid);
     mem_free(c->block);
@@ -196,23 +205,28 @@ void calibrator_destroy(struct calibrator **cal)
 
 /* ---- the forward of a block ---- */
 
-/* y (n_tok, rows) (+)= x (n_tok, cols) W^T with the matrix of `role`; tiles do not know of threads.
- */
+/* y (n_tok, rows) = x (n_tok, cols) W^T + bias with the matrix of `role`; tiles do not know of
+ * threads. */
 static void multiply(struct calibrator *c, enum matrix_role role, float *y, const float *x,
                      int32_t n_tok)
 {
     int32_t rows, cols;
     model_matrix_shape(c->config, role, &rows, &cols);
-    const float *w = c->weights[role];
+    const float *w = c->weights[role], *bias = c->bias[role];
     INVARIANT(w);
 #pragma omp parallel for collapse(2) num_threads(c->opt.n_threads) schedule(dynamic, 1)
     for (int32_t t = 0; t < n_tok; t += TILE_TOK) {
         for (int32_t r = 0; r < rows; r += TILE_ROWS) {
             int32_t n = n_tok - t < TILE_TOK ? n_tok - t : TILE_TOK;
             int32_t m = rows - r < TILE_ROWS ? rows - r : TILE_ROWS;
+            float *to = y + (size_t)t * (size_t)rows + r;
             blas_gemm_bt(n, m, cols, 1.0f, x + (size_t)t * (size_t)cols, cols,
-                         w + (size_t)r * (size_t)cols, cols, 0.0f, y + (size_t)t * (size_t)rows + r,
-                         rows);
+                         w + (size_t)r * (size_t)cols, cols, 0.0f, to, rows);
+            for (int32_t i = 0; bias && i < n; i++) {
+                for (int32_t j = 0; j < m; j++) {
+                    to[(size_t)i * (size_t)rows + (size_t)j] += bias[r + j];
+                }
+            }
         }
     }
     c->times.forward_flop += 2.0 * n_tok * (double)rows * cols;
@@ -231,13 +245,18 @@ static void add_moments(struct calibrator *c, const float *x, int32_t n_tok)
     c->times.moments_flop += n * n * n_tok; /* half of the products: the upper triangle */
 }
 
-static enum status normalise(struct calibrator *c, float *y, float *x, float *gain, int32_t n_tok)
+static enum status normalise(struct calibrator *c, float *y, float *x, enum model_norm norm,
+                             int32_t n_tok)
 {
     const struct model_config *m = c->config;
-    struct tensor from = tensor_2d(x, DT_F32, n_tok, m->hidden);
-    struct tensor to = tensor_2d(y, DT_F32, n_tok, m->hidden);
-    struct tensor by = tensor_1d(gain, DT_F32, m->hidden);
-    return backend_rmsnorm(&c->be, &to, &from, &by, m->norm_eps);
+    struct tensor from = tensor_2d(x, DT_F32, n_tok, m->hidden), to = from;
+    struct tensor gain = tensor_1d(c->norm[norm], DT_F32, m->hidden), bias = gain;
+    to.data = y;
+    bias.data = c->norm[norm] + m->hidden;
+    if (m->norm == NORM_LAYER) {
+        return backend_layernorm(&c->be, &to, &from, &gain, &bias, m->norm_eps);
+    }
+    return backend_rmsnorm(&c->be, &to, &from, &gain, m->norm_eps);
 }
 
 /* One window alone: its tokens at positions 0.. of the only slot. */
@@ -266,19 +285,38 @@ static enum status add_residual(struct calibrator *c, float *x, float *y, int32_
     return backend_add_parts(&c->be, &to, &from, NULL);
 }
 
+/* mid = what down reads: act(gate) up, or act(up) where there is no gate. */
+static enum status inner(struct calibrator *c, float *mid, int32_t n_tok)
+{
+    const struct model_config *m = c->config;
+    struct tensor out = tensor_2d(mid, DT_F32, n_tok, m->ffn), up = out;
+    up.data = c->up;
+    if (!model_has_role(m, M_GATE)) {
+        multiply(c, M_UP, mid, c->h, n_tok);
+        return backend_activate(&c->be, &out, &out, m->act);
+    }
+    multiply(c, M_GATE, mid, c->h, n_tok);
+    multiply(c, M_UP, c->up, c->h, n_tok);
+    return backend_glu(&c->be, &out, &out, &up, m->act);
+}
+
 /* One stage of one window: x (n_tok, hidden) is the residual stream, mid (n_tok, ...) what o or
- * down reads. This is the model's block, cut where a matrix must be known. */
+ * down reads. This is the model's block, cut where a matrix must be known. In parallel blocks the
+ * MLP reads the norm of what attention read, so o is added only when the MLP has read it. */
 static enum status forward(struct calibrator *c, enum stage stage, float *x, float *mid,
                            int32_t n_tok)
 {
-    const struct model_config *m = c->config;
+    bool parallel = c->config->parallel;
+    enum model_norm mlp_norm = parallel ? NORM_ATTENTION : NORM_MLP;
     switch (stage) {
+    case STAGE_BEGIN:
+        return ST_OK;
     case STAGE_QKV:
-        TRY(normalise(c, c->h, x, c->attn_norm, n_tok));
+        TRY(normalise(c, c->h, x, NORM_ATTENTION, n_tok));
         add_moments(c, c->h, n_tok);
         return ST_OK;
     case STAGE_O:
-        TRY(normalise(c, c->h, x, c->attn_norm, n_tok));
+        TRY(normalise(c, c->h, x, NORM_ATTENTION, n_tok));
         multiply(c, M_Q, c->q, c->h, n_tok);
         multiply(c, M_K, c->k, c->h, n_tok);
         multiply(c, M_V, c->v, c->h, n_tok);
@@ -286,29 +324,28 @@ static enum status forward(struct calibrator *c, enum stage stage, float *x, flo
         add_moments(c, mid, n_tok);
         return ST_OK;
     case STAGE_MLP:
-        multiply(c, M_O, c->y, mid, n_tok);
-        TRY(add_residual(c, x, c->y, n_tok));
-        TRY(normalise(c, c->h, x, c->mlp_norm, n_tok));
+        if (!parallel) {
+            multiply(c, M_O, c->y, mid, n_tok);
+            TRY(add_residual(c, x, c->y, n_tok));
+        }
+        TRY(normalise(c, c->h, x, mlp_norm, n_tok));
         add_moments(c, c->h, n_tok);
         return ST_OK;
-    case STAGE_DOWN: {
-        struct tensor gate = tensor_2d(mid, DT_F32, n_tok, m->ffn), up = gate;
-        up.data = c->up;
-        TRY(normalise(c, c->h, x, c->mlp_norm, n_tok));
-        multiply(c, M_GATE, mid, c->h, n_tok);
-        multiply(c, M_UP, c->up, c->h, n_tok);
-        TRY(backend_glu(&c->be, &gate, &gate, &up, m->act));
+    case STAGE_DOWN:
+        TRY(normalise(c, c->h, x, mlp_norm, n_tok));
+        if (parallel) {
+            multiply(c, M_O, c->y, mid, n_tok);
+            TRY(add_residual(c, x, c->y, n_tok));
+        }
+        TRY(inner(c, mid, n_tok));
         add_moments(c, mid, n_tok);
         return ST_OK;
-    }
     case STAGE_END:
         multiply(c, M_DOWN, c->y, mid, n_tok);
         return add_residual(c, x, c->y, n_tok);
     case STAGE_HEAD:
-        TRY(normalise(c, c->h, x, c->mlp_norm, n_tok));
+        TRY(normalise(c, c->h, x, NORM_FINAL, n_tok));
         add_moments(c, c->h, n_tok);
-        return ST_OK;
-    case STAGE_BEGIN:
         return ST_OK;
     }
     return ST_OK;
@@ -316,30 +353,58 @@ static enum status forward(struct calibrator *c, enum stage stage, float *x, flo
 
 /* ---- passes ---- */
 
-static enum status read_gain(struct calibrator *c, float *gain, const char *name)
+static enum status read_vector(struct calibrator *c, float *out, const char *name, int32_t n)
 {
     struct tensor t;
-    TRY(checkpoint_get_shape(c->ckpt, name, c->config->hidden, 0, &t));
-    floats_from(gain, t.data, t.dtype, (size_t)c->config->hidden);
+    TRY(checkpoint_get_shape(c->ckpt, name, n, 0, &t));
+    floats_from(out, t.data, t.dtype, (size_t)n);
     return ST_OK;
+}
+
+static enum status read_norm(struct calibrator *c, int layer, enum model_norm norm)
+{
+    char name[MODEL_NAME_BYTES];
+    int32_t hidden = c->config->hidden;
+    if (!model_has_norm(c->config, norm)) {
+        return ST_OK;
+    }
+    model_norm_name(name, c->config, layer, norm);
+    TRY(read_vector(c, c->norm[norm], name, hidden));
+    if (c->config->norm == NORM_LAYER) {
+        model_norm_bias_name(name, c->config, layer, norm);
+        TRY(read_vector(c, c->norm[norm] + hidden, name, hidden));
+    }
+    return ST_OK;
+}
+
+static enum status read_bias(struct calibrator *c, int layer, enum matrix_role role)
+{
+    char name[MODEL_NAME_BYTES], full[MODEL_NAME_BYTES + 16];
+    int32_t rows, cols;
+    model_matrix_shape(c->config, role, &rows, &cols);
+    model_matrix_name(name, c->config, layer, role);
+    snprintf(full, sizeof full, "%s.bias", name);
+    TRY(MEM_NEW(&c->bias[role], rows));
+    return read_vector(c, c->bias[role], full, rows);
 }
 
 static enum status begin_layer(struct calibrator *c, int layer)
 {
-    char name[MODEL_NAME_BYTES];
     c->layer = layer;
     c->stage = STAGE_BEGIN;
     for (int role = 0; role < M_N_ROLES; role++) {
         mem_free(c->weights[role]);
-        c->weights[role] = NULL;
+        mem_free(c->bias[role]);
+        c->weights[role] = c->bias[role] = NULL;
+        if (layer < c->config->n_layers && c->config->biased >> role & 1) {
+            TRY(read_bias(c, layer, (enum matrix_role)role));
+        }
     }
     if (layer == c->config->n_layers) {
-        return read_gain(c, c->mlp_norm, MODEL_FINAL_NORM_NAME);
+        return read_norm(c, 0, NORM_FINAL);
     }
-    model_norm_name(name, c->config, layer, 0);
-    TRY(read_gain(c, c->attn_norm, name));
-    model_norm_name(name, c->config, layer, 1);
-    return read_gain(c, c->mlp_norm, name);
+    TRY(read_norm(c, layer, NORM_ATTENTION));
+    return read_norm(c, layer, NORM_MLP);
 }
 
 /* Columns of the input whose second moments the stage collects. */
@@ -353,12 +418,10 @@ static int32_t moments_width(const struct calibrator *c, enum stage stage)
 
 static enum status run_windows(struct calibrator *c, enum stage stage)
 {
-    int32_t rows, cols; /* mid is packed as the products have it: as wide as what o or down reads */
-    model_matrix_shape(c->config, stage == STAGE_O || stage == STAGE_MLP ? M_O : M_DOWN, &rows,
-                       &cols);
+    size_t hidden = (size_t)c->config->hidden, width = (size_t)c->mid_width;
     for (int32_t i = 0; i < c->windows->n; i++) {
         size_t at = c->windows->begin[i];
-        TRY(forward(c, stage, c->x + at * (size_t)c->config->hidden, c->mid + at * (size_t)cols,
+        TRY(forward(c, stage, c->x + at * hidden, c->mid + at * width,
                     windows_length(c->windows, i)));
     }
     return ST_OK;

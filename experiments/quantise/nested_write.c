@@ -110,19 +110,54 @@ static enum status do_dense(struct job *job, enum phase phase, const char *name,
     return name_error(write_dense_bytes(job, &t, dtype), job, name);
 }
 
+/* Gain and bias of a norm. */
+static enum status do_norm(struct job *job, enum phase phase, int layer, enum model_norm norm)
+{
+    const struct model_config *c = &job->config;
+    char name[MODEL_NAME_BYTES];
+    if (!model_has_norm(c, norm)) {
+        return ST_OK;
+    }
+    model_norm_name(name, c, layer, norm);
+    TRY(do_dense(job, phase, name, c->hidden, 0, DT_F32, &job->report->norm_bytes));
+    if (c->norm == NORM_LAYER) {
+        model_norm_bias_name(name, c, layer, norm);
+        TRY(do_dense(job, phase, name, c->hidden, 0, DT_F32, &job->report->norm_bytes));
+    }
+    return ST_OK;
+}
+
+static enum status do_biases(struct job *job, enum phase phase, int layer)
+{
+    const struct model_config *c = &job->config;
+    char name[MODEL_NAME_BYTES], bias[PART_NAME_BYTES];
+    for (int role = 0; role < M_N_ROLES; role++) {
+        int32_t n_rows, n_cols;
+        if (!(c->biased >> role & 1)) {
+            continue;
+        }
+        model_matrix_shape(c, (enum matrix_role)role, &n_rows, &n_cols);
+        model_matrix_name(name, c, layer, (enum matrix_role)role);
+        snprintf(bias, sizeof bias, "%s.bias", name);
+        TRY(do_dense(job, phase, bias, n_rows, 0, DT_F32, &job->report->norm_bytes));
+    }
+    return ST_OK;
+}
+
 /* F32 before F16 before U8, so that every tensor is aligned in the file. */
 static enum status do_dense_tensors(struct job *job, enum phase phase)
 {
     const struct model_config *c = &job->config;
     struct nested_report *r = job->report;
-    char name[MODEL_NAME_BYTES];
     for (int layer = 0; layer < c->n_layers; layer++) {
-        for (int norm = 0; norm < 2; norm++) {
-            model_norm_name(name, c, layer, norm);
-            TRY(do_dense(job, phase, name, c->hidden, 0, DT_F32, &r->norm_bytes));
-        }
+        TRY(do_norm(job, phase, layer, NORM_ATTENTION));
+        TRY(do_norm(job, phase, layer, NORM_MLP));
+        TRY(do_biases(job, phase, layer));
     }
-    TRY(do_dense(job, phase, MODEL_FINAL_NORM_NAME, c->hidden, 0, DT_F32, &r->norm_bytes));
+    TRY(do_norm(job, phase, 0, NORM_FINAL));
+    if (c->head_bias) {
+        TRY(do_dense(job, phase, MODEL_HEAD_NAME ".bias", c->vocab, 0, DT_F32, &r->norm_bytes));
+    }
     TRY(do_dense(job, phase, MODEL_EMBED_NAME, c->vocab, c->hidden, DT_F16, &r->embed_bytes));
     if (!c->tied_head && !job->options->nested_head) {
         TRY(do_dense(job, phase, MODEL_HEAD_NAME ".weight", c->vocab, c->hidden, DT_F16,
@@ -288,6 +323,9 @@ static enum status write_calibrated(struct job *job)
         struct fitted_block block;
         enum status st = block_fit(&block, &blocks, layer);
         for (int role = 0; st == ST_OK && role < M_N_ROLES; role++) {
+            if (!model_has_role(c, (enum matrix_role)role)) {
+                continue;
+            }
             model_matrix_name(name, c, layer, (enum matrix_role)role);
             st = do_parts(job, WRITE, name, &block.buffer[role].source);
             fit_report_add(&r->role[role].fit, &block.report[role]);
@@ -326,6 +364,9 @@ static enum status do_nested_tensors(struct job *job, enum phase phase)
     for (int layer = 0; layer < c->n_layers; layer++) {
         for (int role = 0; role < M_N_ROLES; role++) {
             int32_t n_rows, n_cols;
+            if (!model_has_role(c, (enum matrix_role)role)) {
+                continue;
+            }
             model_matrix_shape(c, (enum matrix_role)role, &n_rows, &n_cols);
             model_matrix_name(name, c, layer, (enum matrix_role)role);
             snprintf(tensor, sizeof tensor, "%s.weight", name);
@@ -378,6 +419,9 @@ static json_t *quantization_json(const struct job *job)
     for (int layer = 0; layer < c->n_layers; layer++) {
         for (int role = 0; role < M_N_ROLES; role++) {
             int32_t n_rows, n_cols;
+            if (!model_has_role(c, (enum matrix_role)role)) {
+                continue;
+            }
             model_matrix_shape(c, (enum matrix_role)role, &n_rows, &n_cols);
             model_matrix_name(name, c, layer, (enum matrix_role)role);
             json_object_set_new(linears, name, linear_json(n_cols, &o->spec));
@@ -431,7 +475,7 @@ done:
 
 /* ---- the whole ---- */
 
-/* Tensors that no llama model of this config uses; rotary tables of old files are computed. */
+/* Tensors that no model of this config uses; rotary tables of old files are computed. */
 static void warn_unused(const struct job *job)
 {
     int n_unused = checkpoint_n_tensors(job->ckpt) - job->n_used, n_known = 0;
@@ -441,9 +485,9 @@ static void warn_unused(const struct job *job)
         n_known += job->config.tied_head && strcmp(name, MODEL_HEAD_NAME ".weight") == 0;
     }
     if (n_unused > n_known) {
-        log_warn("%s holds %d tensors that a llama model with this config.json does not use; they "
-                 "are left out",
-                 job->model, n_unused - n_known);
+        log_warn("%s holds %d tensors that a %s model with this config.json does not use; they are "
+                 "left out",
+                 job->model, n_unused - n_known, model_family_name(job->config.family));
     }
 }
 
@@ -491,7 +535,9 @@ static enum status run_job(struct job *job, const char *out)
         FAIL(ST_USER, "%s is nested already; quantize takes the dense model it was made from",
              job->model);
     }
+    job->report->family = job->config.family;
     TRY(checkpoint_open(&job->ckpt, job->model));
+    TRY(model_check_biases(&job->config, job->ckpt));
     TRY(out_folder_begin(&job->out, out, job->options->force));
     TRY(out_folder_path(path, &job->out, "model.safetensors"));
     TRY(checkpoint_writer_create(&job->writer, path));

@@ -1,8 +1,7 @@
 /* A dense Hugging Face folder in, a nested folder out (DESIGN "Files"): every linear of the layers,
- * and the head if wanted, as planes and levels; embeddings as F16, norms as F32; config.json with
- * quantization_config; tokenizer files copied. One matrix in memory at a time, with calibration one
- * block.
- * SPDX-License-Identifier: Apache-2.0
+ * and the head if wanted, as planes and levels; embeddings as F16, norms and biases as F32;
+ * config.json with quantization_config; tokenizer files copied. One matrix in memory at a time,
+ * with calibration one block. SPDX-License-Identifier: Apache-2.0
  */
 #ifndef PMPD_EXPERIMENTS_QUANTISE_NESTED_WRITE_H
 #define PMPD_EXPERIMENTS_QUANTISE_NESTED_WRITE_H
@@ -48,8 +47,9 @@ struct role_report {
 };
 
 struct nested_report {
+    enum model_family family;
     struct role_report role[N_ROLES_REPORTED];
-    uint64_t embed_bytes, norm_bytes, head_bytes, files_bytes; /* head: when dense */
+    uint64_t embed_bytes, norm_bytes, head_bytes, files_bytes; /* norms and biases; dense head */
     uint64_t weights_bytes; /* model.safetensors with its header */
     uint64_t total_bytes;   /* of the folder */
     double fit_s, total_s;

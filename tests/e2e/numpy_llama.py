@@ -1,7 +1,8 @@
-"""An independent Llama forward pass in NumPy (float64), from the published definition of the model and
-from the written definition of the nested format; shares no code with pmpd. The oracle of the end-to-end
-tests."""
+"""An independent forward pass in NumPy (float64) of Llama and its relatives, from the published
+definitions of the models and from the written definition of the nested format; shares no code with pmpd.
+The oracle of the end-to-end tests."""
 import json
+import math
 import pathlib
 import struct
 
@@ -59,6 +60,34 @@ def nested_weight(tensors, name, entry, group, bits):
     return weight.reshape(n_rows, -1)[:, :entry["n_cols"]]
 
 
+def frequencies(config, dim):
+    """Radians per position of each pair of dimensions."""
+    plain = config.get("rope_theta", 10000.0) ** (-np.arange(0, dim, 2) / dim)
+    scaling = config.get("rope_scaling") or {}
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    if kind == "linear":
+        return plain / scaling["factor"]
+    if kind == "llama3":
+        low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+        original = scaling["original_max_position_embeddings"]
+        wavelength = 2 * np.pi / plain
+        smooth = np.clip((original / wavelength - low) / (high - low), 0, 1)
+        return (1 - smooth) * plain / scaling["factor"] + smooth * plain
+    assert kind == "default", kind
+    return plain
+
+
+def silu(x):
+    return x / (1 + np.exp(-x))
+
+
+ACTIVATIONS = {
+    "silu": silu,
+    "gelu_new": lambda x: 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x ** 3))),
+    "gelu": lambda x: 0.5 * x * (1 + np.vectorize(math.erf)(x / np.sqrt(2))),
+}
+
+
 class Model:
     """A Hugging Face folder, plain or nested at the given bits."""
 
@@ -79,47 +108,65 @@ class Model:
         self.logits(ids)
         return self.kv
 
-    def logits(self, ids):
-        """(len(ids), vocabulary): row i is what follows ids[0..i]."""
-        c = self.config
-        n_heads, n_kv = c["num_attention_heads"], c["num_key_value_heads"]
+    def bias(self, name):
+        return self.tensors[name + ".bias"].astype(np.float64) if name + ".bias" in self.tensors else 0.0
+
+    def linear(self, name, x):
+        return x @ self.weight(name).T + self.bias(name)
+
+    def norm(self, name, x):
+        """RMS norm, or layer norm where there is a bias."""
+        if name + ".bias" not in self.tensors:
+            return x / np.sqrt((x * x).mean(-1, keepdims=True) + self.config["rms_norm_eps"]) * self.weight(name)
+        x = x - x.mean(-1, keepdims=True)
+        x = x / np.sqrt((x * x).mean(-1, keepdims=True) + self.config["layer_norm_eps"])
+        return x * self.weight(name) + self.bias(name)
+
+    def attention(self, at, h):
+        c, n = self.config, len(h)
+        n_heads = c["num_attention_heads"]
+        n_kv = c.get("num_key_value_heads") or n_heads
         dim = c.get("head_dim") or c["hidden_size"] // n_heads
-        n = len(ids)
-
-        def norm(x, gain):
-            return x / np.sqrt((x * x).mean(-1, keepdims=True) + c["rms_norm_eps"]) * gain
-
-        frequency = c.get("rope_theta", 10000.0) ** (-np.arange(0, dim, 2) / dim)
-        angle = np.outer(np.arange(n), frequency)
+        turning = int(c.get("partial_rotary_factor", 1.0) * dim)
+        angle = np.outer(np.arange(n), frequencies(c, turning))
         cos, sin = np.cos(angle)[:, None], np.sin(angle)[:, None]
 
         def rotate(x):
-            a, b = x[..., :dim // 2], x[..., dim // 2:]
-            return np.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
+            a, b = x[..., :turning // 2], x[..., turning // 2:turning]
+            return np.concatenate([a * cos - b * sin, b * cos + a * sin, x[..., turning:]], -1)
 
+        q = rotate(self.linear(at + "q_proj", h).reshape(n, n_heads, dim))
+        k = rotate(self.linear(at + "k_proj", h).reshape(n, n_kv, dim))
+        v = self.linear(at + "v_proj", h).reshape(n, n_kv, dim)
+        self.kv = k, v
+        k, v = (np.repeat(t, n_heads // n_kv, axis=1) for t in (k, v))
+        scores = np.einsum("qhd,khd->hqk", q, k) / np.sqrt(dim) + np.triu(np.full((n, n), -np.inf), 1)
+        scores = np.exp(scores - scores.max(-1, keepdims=True))
+        scores /= scores.sum(-1, keepdims=True)
+        mixed = np.einsum("hqk,khd->qhd", scores, v).reshape(n, -1)
+        return self.linear(at + ("dense" if c["model_type"] == "phi" else "o_proj"), mixed)
+
+    def mlp(self, at, h):
+        act = ACTIVATIONS[self.config.get("hidden_act", "silu")]
+        if self.config["model_type"] == "phi":
+            return self.linear(at + "fc2", act(self.linear(at + "fc1", h)))
+        return self.linear(at + "down_proj", act(self.linear(at + "gate_proj", h)) * self.linear(at + "up_proj", h))
+
+    def logits(self, ids):
+        """(len(ids), vocabulary): row i is what follows ids[0..i]."""
+        c = self.config
+        phi = c["model_type"] == "phi"
         table = self.weight("model.embed_tokens")
         x = table[ids]
-        mask = np.triu(np.full((n, n), -np.inf), 1)
         for layer in range(c["num_hidden_layers"]):
             at = f"model.layers.{layer}."
-            h = norm(x, self.weight(at + "input_layernorm"))
-            q = rotate((h @ self.weight(at + "self_attn.q_proj").T).reshape(n, n_heads, dim))
-            k = rotate((h @ self.weight(at + "self_attn.k_proj").T).reshape(n, n_kv, dim))
-            v = (h @ self.weight(at + "self_attn.v_proj").T).reshape(n, n_kv, dim)
-            self.kv = k, v
-            k, v = (np.repeat(t, n_heads // n_kv, axis=1) for t in (k, v))
-            scores = np.einsum("qhd,khd->hqk", q, k) / np.sqrt(dim) + mask
-            scores = np.exp(scores - scores.max(-1, keepdims=True))
-            scores /= scores.sum(-1, keepdims=True)
-            mixed = np.einsum("hqk,khd->qhd", scores, v).reshape(n, -1)
-            x = x + mixed @ self.weight(at + "self_attn.o_proj").T
-            h = norm(x, self.weight(at + "post_attention_layernorm"))
-            gate = h @ self.weight(at + "mlp.gate_proj").T
-            up = h @ self.weight(at + "mlp.up_proj").T
-            x = x + (gate / (1 + np.exp(-gate)) * up) @ self.weight(at + "mlp.down_proj").T
-        x = norm(x, self.weight("model.norm"))
-        head = "lm_head"
-        nested = self.config.get("quantization_config", {}).get("linears", {})
-        if head + ".weight" not in self.tensors and head not in nested:
-            return x @ table.T
-        return x @ self.weight(head).T
+            h = self.norm(at + "input_layernorm", x)
+            x = x + self.attention(at + "self_attn.", h)
+            if not (phi or c.get("use_parallel_residual")):
+                h = self.norm(at + "post_attention_layernorm", x)
+            x = x + self.mlp(at + "mlp.", h)
+        x = self.norm("model.final_layernorm" if phi else "model.norm", x)
+        nested = c.get("quantization_config", {}).get("linears", {})
+        if "lm_head.weight" not in self.tensors and "lm_head" not in nested:
+            return x @ table.T + self.bias("lm_head")
+        return self.linear("lm_head", x)

@@ -1,6 +1,7 @@
 """The same tokens for every number of replicas, threads and slots; tensor ranks agree to rounding."""
 import json
 
+import h5py
 import numpy as np
 
 from common import TINY, TOP, Case, logits, main, nmse, pmpd, read_run, result, write_config
@@ -72,6 +73,39 @@ class Ranks(Case):
         one = self.run_one("one", nested, 1, 1, **plan)
         for ranks in (2, 4):
             self.same_bits(one, self.run_one(f"t{ranks}", nested, ranks, ranks, **plan))
+
+    def gathered(self, name):
+        with h5py.File(self.folder / name / "run.h5", "r") as run:
+            return int(run["passes"]["n_gathered"].sum())
+
+    def test_restricted_sampling(self):
+        """top-p over 1, 2 and 4 vocabulary parts: the same bits, with logits gathered where it must be."""
+        filtered = {"decode__temperature": 1.0, "decode__seed": 5, "decode__top_p": 0.9,
+                    "policy__switches": "0:max", "parallel__reproducible": True}
+        hot = {**filtered, "decode__temperature": 4.0, "decode__top_p": 0.95, "decode__min_p": 0.001}
+        for name, settings in (("warm", filtered), ("hot", hot)):
+            one = self.run_one(f"{name}1", TINY, 1, 1, **settings)
+            for ranks in (2, 4):
+                self.same_bits(one, self.run_one(f"{name}{ranks}", TINY, ranks, ranks, **settings))
+            self.same_bits(one, self.run_one(f"{name}slots", TINY, 2, 1, decode__slots=7, **settings))
+        n_tokens = sum(len(v["tokens"]) for v in one.values())
+        print("gathered of", n_tokens, "hot tokens:", [self.gathered(f"hot{r}") for r in (1, 2, 4)])
+        self.assertGreater(self.gathered("hot1"), n_tokens // 2)
+        self.assertGreaterEqual(self.gathered("hot1"), self.gathered("hot4"))
+        self.assertLess(self.gathered("warm1"), n_tokens // 10)
+
+    def test_filters_of_generate(self):
+        """One id left is greedy; every filter changes what a hot sampler says."""
+        def ids(*more):
+            return result("generate", TINY, "--prompt", "1 + 1 =", "-n", 24, *more)["ids"]
+        hot = ["--temperature", 3, "--seed", 9]
+        greedy = ids()
+        self.assertEqual(ids(*hot, "--top-k", 1), greedy)
+        self.assertEqual(ids(*hot, "--top-p", 0.000001), greedy)
+        self.assertEqual(ids(*hot, "--min-p", 1), greedy)
+        said = {tuple(ids(*hot, *f)) for f in ([], ["--top-k", 3], ["--top-p", 0.6], ["--min-p", 0.3])}
+        self.assertEqual(len(said), 4)
+        self.assertIn(b"from 0 to 1", pmpd("generate", TINY, "--prompt", "a", "--top-p", "1.5", ok=False).stderr)
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ int __wrap_posix_memalign(void **out, size_t align, size_t bytes)
 /* What the callbacks see. */
 struct watch {
     long at_first, at_last; /* n_allocated when the first and the latest token came out */
-    long n_tokens;
+    long n_tokens, n_gathered;
     struct lease_client *client;
     struct step_record steps[N_PROMPTS][N_NEW]; /* of the finished prompts */
     int32_t n_steps[N_PROMPTS];
@@ -94,6 +94,9 @@ static enum status on_finished(void *ctx, const struct finished_record *record)
     w->logprob0[record->ordinal] = record->turns[0].logprob0;
     memcpy(w->steps[record->ordinal], record->steps,
            (size_t)record->n_steps * sizeof *record->steps);
+    for (int32_t i = 0; i < record->n_passes; i++) {
+        w->n_gathered += record->passes[i].n_gathered;
+    }
     enum status st = w->client ? lease_client_finish(w->client, record) : ST_OK;
     w->at_last = atomic_load(&n_allocated);
     return st;
@@ -125,8 +128,8 @@ static enum status no_records(void *ctx, uint32_t kind, const void *payload, siz
 }
 
 /* A run of all prompts with the given slots; steps and allocations go to w. */
-static void run(struct env *env, const char *model, const char *out, int32_t n_slots,
-                struct watch *w)
+static void run(struct env *env, const char *model, const char *out, int32_t n_slots, double top_p,
+                float temperature, struct watch *w)
 {
     struct settings s;
     struct engine e;
@@ -146,6 +149,7 @@ static void run(struct env *env, const char *model, const char *out, int32_t n_s
     s.parallel.tensor_ranks = env->size;
     s.decode.slots = n_slots;
     s.decode.prefill_chunk = 4;
+    s.decode.top_p = top_p;
     s.backend.threads = 2;
     make_prompts(&prompts);
     CHECK_OK(engine_open(&e, env, &s));
@@ -156,7 +160,7 @@ static void run(struct env *env, const char *model, const char *out, int32_t n_s
                                 .max_tok = e.context,
                                 .max_turns = 1,
                                 .max_new_tokens = N_NEW,
-                                .temperature = 0.7f,
+                                .temperature = temperature,
                                 .seed = 3,
                                 .on_token = on_token,
                                 .on_finished = on_finished,
@@ -185,6 +189,19 @@ static void run(struct env *env, const char *model, const char *out, int32_t n_s
     policy_close(&policy);
     prompts_free(&prompts);
     engine_close(&e);
+}
+
+/* The same bits in other company. */
+static void check_same(const struct watch *a, const struct watch *b)
+{
+    for (int i = 0; i < N_PROMPTS; i++) {
+        CHECK(a->logprob0[i] == b->logprob0[i]);
+        for (int32_t t = 0; t < N_NEW - 1; t++) {
+            const struct step_record *x = &a->steps[i][t], *y = &b->steps[i][t];
+            CHECK(x->token == y->token && x->logprob == y->logprob);
+            CHECK(x->entropy == y->entropy && x->margin == y->margin);
+        }
+    }
 }
 
 static void check_run(const struct watch *w)
@@ -219,7 +236,8 @@ int main(int argc, char **argv)
         struct gen_model m = gen_model_default();
         struct nested_options o = {.n_threads = 1, .version = "test"};
         struct nested_report report;
-        m.ffn = 256; /* groups of 32: every matrix splits over two ranks */
+        m.vocab = 700; /* more than a rank's candidates */
+        m.ffn = 256;   /* groups of 32: every matrix splits over two ranks */
         CHECK_OK(fit_spec_make(&o.spec, 1u << 2 | 1u << 3 | 1u << 4, LEVEL_TIED, false, 32, NULL));
         CHECK(system(NULL) != 0);
         char command[GEN_PATH_BYTES + 16];
@@ -229,19 +247,25 @@ int main(int argc, char **argv)
         CHECK_OK(nested_write(&report, dense, nested, &o));
     }
     MPI_Barrier(env.world);
-    run(&env, nested, gen_path(out, folder, "two"), 2, &two);
+    run(&env, nested, gen_path(out, folder, "two"), 2, 1, 0.7f, &two);
     check_run(&two);
-    run(&env, nested, gen_path(out, folder, "three"), 3, &three);
+    run(&env, nested, gen_path(out, folder, "three"), 3, 1, 0.7f, &three);
     check_run(&three);
-    run(&env, nested, gen_path(out, folder, "again"), 5, &again);
-    for (int i = 0; i < N_PROMPTS; i++) { /* other company, other passes, the same bits */
-        CHECK(two.logprob0[i] == three.logprob0[i] && two.logprob0[i] == again.logprob0[i]);
-        for (int32_t t = 0; t < N_NEW - 1; t++) {
-            const struct step_record *a = &two.steps[i][t], *b = &three.steps[i][t],
-                                     *c = &again.steps[i][t];
-            CHECK(a->token == b->token && a->logprob == b->logprob && a->entropy == b->entropy);
-            CHECK(a->token == c->token && a->logprob == c->logprob && a->margin == c->margin);
-        }
+    run(&env, nested, gen_path(out, folder, "again"), 5, 1, 0.7f, &again);
+    check_same(&two, &three); /* other passes */
+    check_same(&two, &again);
+    CHECK(two.n_gathered == 0 && three.n_gathered == 0);
+    /* restricted sampling, so hot that the candidates (more, where there are more ranks) suffice
+     * for some tokens only */
+    float hot = env.size == 1 ? 1.0f : 1.3f;
+    run(&env, nested, gen_path(out, folder, "wide"), 2, 0.97, hot, &two);
+    check_run(&two);
+    run(&env, nested, gen_path(out, folder, "wide5"), 5, 0.97, hot, &three);
+    check_run(&three);
+    check_same(&two, &three);
+    if (!CHECK(two.n_gathered > 0 && two.n_gathered < two.n_tokens &&
+               two.n_gathered == three.n_gathered)) {
+        fprintf(stderr, "    gathered: %ld and %ld\n", two.n_gathered, three.n_gathered);
     }
     CHECK(atomic_load(&n_allocated) > 100); /* the linker did send them here */
     MPI_Barrier(env.world);

@@ -12,10 +12,12 @@ enum op {
     OP_ADD_PARTS,
     OP_EMBED,
     OP_RMSNORM,
+    OP_LAYERNORM,
     OP_ROPE,
     OP_KV,
     OP_ATTENTION,
     OP_GLU,
+    OP_ACTIVATE,
     OP_STATS,
     OP_N
 };
@@ -34,5 +36,7 @@ void drop_place(struct backend *be, struct token_place *place);
 
 /* The KV cache and attention. Returns the number of failed checks of its own. */
 int cases_attention(void);
+/* Layer norm and activations; the same. */
+int cases_layer(void);
 
 #endif

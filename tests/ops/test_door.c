@@ -257,6 +257,22 @@ static void test_small(void)
     bad = tensor_2d(g, DT_F32, 2, 7);
     CHECK_STATUS(backend_rmsnorm(&be, &bad, &x, &gain, 0), ST_SHAPE, "y is F32 (2, 7)");
 
+    struct tensor bias = tensor_1d(h + 8, DT_F32, 8), none = tensor_1d(NULL, DT_F32, 8);
+    CHECK_OK(backend_layernorm(&be, &y, &x, &gain, &bias, 0));
+    CHECK_OK(backend_layernorm(&be, &y, &x, &gain, NULL, 1e-5f));
+    CHECK_STATUS(backend_layernorm(&be, &bad, &x, &gain, NULL, 0), ST_SHAPE, "y is F32 (2, 7)");
+    CHECK_STATUS(backend_layernorm(&be, &y, &x, &gain, &none, 0), ST_SHAPE, "bias has no data");
+    CHECK_STATUS(backend_layernorm(&be, &y, &x, &gain, &bias, -1), ST_SHAPE, "eps is -1");
+    CHECK_STATUS(backend_layernorm(&be, &y, &x, &gain, &bias, NAN), ST_SHAPE, "eps is");
+    bias.dims[0] = 7;
+    CHECK_STATUS(backend_layernorm(&be, &y, &x, &gain, &bias, 0), ST_SHAPE, "bias is F32 (7)");
+    CHECK_STATUS(backend_layernorm(&be, &y, &x, &bias, NULL, 0), ST_SHAPE, "gain is F32 (7)");
+
+    CHECK_OK(backend_activate(&be, &y, &x, ACT_GELU_TANH));
+    CHECK_OK(backend_activate(&be, &y, &y, ACT_GELU_ERF));
+    CHECK_STATUS(backend_activate(&be, &bad, &x, ACT_GELU_ERF), ST_SHAPE, "y is F32 (2, 7)");
+    CHECK_STATUS(backend_activate(&be, &y, &x, ACT_SILU), ST_UNSUPPORTED, "activation 0");
+    CHECK_STATUS(backend_glu(&be, &x, &x, &y, ACT_GELU_TANH), ST_UNSUPPORTED, "activation 1");
     CHECK_OK(backend_glu(&be, &x, &x, &y, ACT_SILU));
     CHECK_STATUS(backend_glu(&be, &x, &x, &bad, ACT_SILU), ST_SHAPE, "up is F32 (2, 7)");
     CHECK_STATUS(backend_glu(&be, &bad, &x, &y, ACT_SILU), ST_SHAPE, "y is F32 (2, 7)");
@@ -358,6 +374,22 @@ static void test_logit_stats(void)
                  "token 1 has temperature -0.5");
     want[1].temperature = NAN;
     CHECK_STATUS(backend_logit_stats(&be, out, &l, 0, cut, 2, want), ST_SHAPE, "temperature");
+    want[1].temperature = 0;
+    want[1].restricted = true;
+    CHECK_STATUS(backend_logit_stats(&be, out, &l, 0, cut, 2, want), ST_SHAPE,
+                 "token 1 is restricted at temperature 0");
+}
+
+static void test_top_k(void)
+{
+    struct logit_candidate out[8];
+    struct tensor l = tensor_2d(f, DT_F32, 2, 10), bad = tensor_2d(f, DT_F16, 2, 10);
+    CHECK_OK(backend_top_k(&be, out, &l, 0, 4));
+    CHECK_STATUS(backend_top_k(&be, out, &bad, 0, 4), ST_SHAPE, "logits is F16");
+    CHECK_STATUS(backend_top_k(&be, out, &l, -1, 4), ST_SHAPE, "first id is -1");
+    CHECK_STATUS(backend_top_k(&be, out, &l, INT32_MAX - 5, 4), ST_SHAPE, "first id");
+    CHECK_STATUS(backend_top_k(&be, out, &l, 0, 0), ST_SHAPE, "0 candidates");
+    CHECK_STATUS(backend_top_k(&be, NULL, &l, 0, 4), ST_SHAPE, "NULL");
 }
 
 int main(void)
@@ -380,6 +412,7 @@ int main(void)
         test_small();
         test_places();
         test_logit_stats();
+        test_top_k();
         backend_planes_drop(&be, &w, 0);
         backend_close(&be);
     }

@@ -19,10 +19,12 @@ static struct {
     [OP_ADD_PARTS] = {"add_parts", 0, 0}, /* f32 in a stated order: exact */
     [OP_EMBED] = {"embed", 0, 0},         /* a conversion: exact */
     [OP_RMSNORM] = {"rmsnorm", 1e-6, 0},
+    [OP_LAYERNORM] = {"layernorm", 1e-6, 0},
     [OP_ROPE] = {"rope", 1e-6, 0},
     [OP_KV] = {"kv_append", 0, 0}, /* one rounding: exact */
     [OP_ATTENTION] = {"attention", 1e-6, 0},
     [OP_GLU] = {"glu", 1e-6, 0},
+    [OP_ACTIVATE] = {"activate", 1e-6, 0},
     [OP_STATS] = {"logit_stats", 1e-6, 0},
 };
 
@@ -390,7 +392,7 @@ static void test_stats(void)
     struct logit_want want[N_TOK] = {{.target = -1},
                                      {.target = FIRST + 40, .temperature = 0.7f, .key = {1, 2}},
                                      {.target = FIRST + N, .temperature = 1, .key = {3, 4}},
-                                     {.target = FIRST}};
+                                     {.target = FIRST, .temperature = 1.6f, .restricted = true}};
     float *logits = floats(N_TOK * N);
     for (int i = 0; i < N_TOK * N; i++) {
         logits[i] *= 10;
@@ -427,6 +429,13 @@ static void test_stats(void)
                 sum += exp((double)logits[t * N + i] - (double)logits[t * N + best]);
             }
             CHECK(a->argmax == FIRST + best);
+            CHECK(want[t].temperature > 0 && !want[t].restricted ? true : a->pick == a->argmax);
+            double sum_t = 0;
+            for (int i = cut[c]; want[t].restricted && i < cut[c + 1]; i++) {
+                double d = (double)logits[t * N + i] - (double)logits[t * N + best];
+                sum_t += exp(d / (double)want[t].temperature);
+            }
+            CHECK_NEAR(a->sum_exp_t, sum_t, 1e-5 * sum_t);
             CHECK_NEAR(a->sum_exp, sum, 1e-5 * sum);
         }
     }
@@ -434,6 +443,70 @@ static void test_stats(void)
     CHECK(isinf(s[1][1 * N_CUTS].target) && isinf(s[1][2 * N_CUTS + 2].target));
     CHECK(s[1][3 * N_CUTS + 2].argmax == FIRST + 50);
     free(logits);
+}
+
+/* ---- the k largest logits ---- */
+
+static int by_order(const void *a, const void *b)
+{
+    const struct logit_candidate *x = a, *y = b;
+    return x->logit > y->logit ? -1 : x->logit < y->logit ? 1 : (x->id > y->id) - (x->id < y->id);
+}
+
+/* Against a full sort. kind 0: random; 1: few different values; 2: all equal; 3: rising; 4:
+ * falling; 5: half of them -inf. */
+static void one_top_k(int32_t n_tok, int32_t n, int32_t k, int kind)
+{
+    enum { FIRST = 700 };
+    float *logits = floats((size_t)n_tok * (size_t)n);
+    struct logit_candidate *sorted = rig_alloc((size_t)n, sizeof *sorted);
+    struct logit_candidate *got = rig_alloc((size_t)n_tok * (size_t)k, sizeof *got);
+    for (int32_t i = 0; i < n_tok * n; i++) {
+        float *l = &logits[i];
+        *l = kind == 0   ? 10 * *l
+             : kind == 1 ? floorf(3 * *l)
+             : kind == 2 ? 0.5f
+             : kind == 3 ? (float)i
+             : kind == 4 ? (float)-i
+             : i % 2     ? *l
+                         : -INFINITY;
+    }
+    struct tensor t = rig_put(&dut, tensor_2d(logits, DT_F32, n_tok, n));
+    CHECK_OK(backend_top_k(&dut, got, &t, FIRST, k));
+    for (int32_t j = 0; j < n_tok; j++) {
+        for (int32_t i = 0; i < n; i++) {
+            sorted[i] = (struct logit_candidate){logits[j * n + i], FIRST + i};
+        }
+        qsort(sorted, (size_t)n, sizeof *sorted, by_order);
+        int32_t n_kept = k < n ? k : n;
+        bool same =
+            memcmp(got + (size_t)j * (size_t)k, sorted, (size_t)n_kept * sizeof *sorted) == 0;
+        for (int32_t i = n_kept; i < k; i++) {
+            const struct logit_candidate *c = &got[j * k + i];
+            same = same && c->id == -1 && c->logit == -INFINITY;
+        }
+        if (!CHECK(same)) {
+            fprintf(stderr, "    n_tok %d, n %d, k %d, kind %d, token %d\n", n_tok, n, k, kind, j);
+        }
+    }
+    rig_drop(&dut, &t);
+    free(logits);
+    free(sorted);
+    free(got);
+}
+
+static void test_top_k(void)
+{
+    static const int32_t ns[] = {1, 2, 31, 32, 33, 255, 256, 257, 1000, 20000};
+    static const int32_t ks[] = {1, 2, 7, 255, 256, 300};
+    for (size_t i = 0; i < sizeof ns / sizeof *ns; i++) {
+        for (size_t j = 0; j < sizeof ks / sizeof *ks; j++) {
+            for (int kind = 0; kind < 6; kind++) {
+                one_top_k(ns[i] > 1000 ? 1 : 3, ns[i], ks[j], kind);
+            }
+        }
+    }
+    one_top_k(9, 5000, 256, 0); /* enough work for several threads */
 }
 
 /* W has codes 0, 1, 2, 3 in its first columns; see the values at the levels. */
@@ -487,7 +560,9 @@ int main(int argc, char **argv)
     test_glu();
     test_rope();
     check_n_failed += cases_attention();
+    check_n_failed += cases_layer();
     test_stats();
+    test_top_k();
     for (int op = 0; op < OP_N; op++) {
         printf("%-14s worst NMSE %.3g, bound %.3g\n", ops[op].name, ops[op].worst, ops[op].bound);
     }

@@ -69,6 +69,27 @@ static void test_levels(void)
     level_table_release(&t);
 }
 
+/* Levels name the family's own matrices; a matrix that it lacks counts for nothing. */
+static void test_family(void)
+{
+    struct level_table t;
+    int32_t id;
+    struct model_config phi = small;
+    phi.family = FAMILY_PHI;
+    level_table_init(&t, &phi, HELD, 0, 16, 16);
+    const struct level *l = &t.level[add(&t, "3,1.fc2=4,*.dense=2")];
+    CHECK(l->bits[0 * M_N_ROLES + M_O] == 2 && l->bits[1 * M_N_ROLES + M_DOWN] == 4);
+    const int n = LAYER_WEIGHTS - 32; /* no gate */
+    CHECK_NEAR(l->avg_bits, (3.0 * 2 * n - 2 * 16 + 32) / (2 * n), 1e-6);
+    CHECK(l->max_bits == 4);
+    CHECK(t.level[add(&t, "2,*.*=3")].avg_bits == 3);
+    CHECK_STATUS(
+        level_table_add(&t, "3,*.o_proj=4", &id), ST_USER,
+        "unknown matrix \"o_proj\"; expected q_proj, k_proj, v_proj, dense, fc1, fc2, * or");
+    CHECK_STATUS(level_table_add(&t, "3,*.gate_proj=4", &id), ST_USER, "unknown matrix");
+    level_table_release(&t);
+}
+
 static void test_plans(void)
 {
     struct level_table t;
@@ -167,6 +188,7 @@ static void test_policies(void)
 int main(void)
 {
     test_levels();
+    test_family();
     test_plans();
     test_policies();
     return check_report();

@@ -215,7 +215,7 @@ static void check_model(const struct gen_model *m, const struct nested_options *
         check_dense(&p, MODEL_HEAD_NAME ".weight", DT_F16);
     }
     check_dense(&p, MODEL_EMBED_NAME, DT_F16);
-    check_dense(&p, MODEL_FINAL_NORM_NAME, DT_F32);
+    check_dense(&p, "model.norm.weight", DT_F32);
     check_dense(&p, "model.layers.1.input_layernorm.weight", DT_F32);
     CHECK_OK(checkpoint_digest(p.dense, dense, digest));
     CHECK(strcmp(digest, r.source_digest) == 0);

@@ -69,6 +69,7 @@ static struct pass_record passes0[3] = { // not in order: they are sorted when w
      .kind = PASS_PREFILL,
      .n_slots = 1,
      .n_tok = 10,
+     .n_gathered = 3,
      .max_bits = 4,
      .time_us = 500000.0f,
      .comm_us = 9.0f,
@@ -307,6 +308,7 @@ static void test_tables(const char *path)
     COLUMN("passes", "pass", 0, 1, 2, 1, 2);
     COLUMN("passes", "kind", 0, 1, 1, 1, 1);
     COLUMN("passes", "n_tok", 10, 1, 1, 1, 1);
+    COLUMN("passes", "n_gathered", 3, 0, 0, 0, 0);
     COLUMN("passes", "max_bits", 4, 4, 4, 2, 2);
     COLUMN("passes", "weight_bytes", 4000, 1000, 1000, 500, 500);
     COLUMN("passes", "kv_bytes", 40, 10, 10, 20, 20);

@@ -78,7 +78,8 @@ static bool same_stats(const struct logit_stats *a, const struct logit_stats *b)
     return a->max == b->max && a->second == b->second && a->argmax == b->argmax &&
            a->target == b->target && a->pick_score == b->pick_score && a->pick == b->pick &&
            a->pick_logit == b->pick_logit && fabsf(a->sum_exp - b->sum_exp) <= 1e-5f * b->sum_exp &&
-           fabsf(a->sum_exp_l - b->sum_exp_l) <= 1e-5f * (1 + fabsf(b->sum_exp_l));
+           fabsf(a->sum_exp_l - b->sum_exp_l) <= 1e-5f * (1 + fabsf(b->sum_exp_l)) &&
+           fabs(a->sum_exp_t - b->sum_exp_t) <= 1e-13 * b->sum_exp_t;
 }
 
 static void test_merge(void)
@@ -94,6 +95,7 @@ static void test_merge(void)
         }
         struct logit_want want = {.target = 100 + 5 * round, .key = {9, 10}};
         want.temperature = round % 2 ? 0.8f : 0;
+        want.restricted = round == 3;
         struct logit_stats whole, parts[3], merged;
         sampler_part_stats(&whole, logits, N, 100, &want);
         for (int a = 0; a <= N; a++) { /* every split in three, empty parts included */
@@ -101,10 +103,10 @@ static void test_merge(void)
                 sampler_part_stats(&parts[0], logits, a, 100, &want);
                 sampler_part_stats(&parts[1], logits + a, b - a, 100 + a, &want);
                 sampler_part_stats(&parts[2], logits + b, N - b, 100 + b, &want);
-                sampler_merge(&merged, parts, 3);
+                sampler_merge(&merged, parts, 3, &want);
                 CHECK(same_stats(&merged, &whole));
-                sampler_merge(parts, parts, 3); /* in place */
-                CHECK(memcmp(&parts[0], &merged, sizeof merged) == 0);
+                sampler_merge(parts, parts, 3, &want); /* in place */
+                CHECK(same_stats(&parts[0], &merged) && parts[0].sum_exp_t == merged.sum_exp_t);
             }
         }
     }

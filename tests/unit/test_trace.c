@@ -41,6 +41,7 @@ static struct pass_record passes[2] = {{.pass = 7,
                                         .kind = PASS_PREFILL,
                                         .n_slots = 1,
                                         .n_tok = 5,
+                                        .n_gathered = 1,
                                         .max_bits = 4,
                                         .time_us = 100.0f,
                                         .comm_us = 1.0f,
@@ -96,8 +97,9 @@ static void check_equal(const struct finished_record *a, const struct finished_r
     for (int i = 0; i < a->n_passes; i++) {
         const struct pass_record *p = &a->passes[i], *q = &b->passes[i];
         CHECK(p->pass == q->pass && p->kind == q->kind && p->n_slots == q->n_slots &&
-              p->n_tok == q->n_tok && p->max_bits == q->max_bits &&
-              p->weight_bytes == q->weight_bytes && p->kv_bytes == q->kv_bytes);
+              p->n_tok == q->n_tok && p->n_gathered == q->n_gathered &&
+              p->max_bits == q->max_bits && p->weight_bytes == q->weight_bytes &&
+              p->kv_bytes == q->kv_bytes);
         CHECK_NEAR(p->time_us, q->time_us, 0);
         CHECK_NEAR(p->comm_us, q->comm_us, 0);
     }
@@ -110,7 +112,7 @@ static void check_equal(const struct finished_record *a, const struct finished_r
 static void test_bytes(void)
 {
     static const unsigned char expected[] = {
-        1,    0,    0,    0,                                           // version
+        2,    0,    0,    0,                                           // version
         0x9a, 0x78, 0x56, 0x34, 0x12, 0,    0,    0,                   // ordinal
         0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11,                // key
         2,    0,    0,    0,    0,    0,    0,    0,                   //
@@ -155,7 +157,7 @@ static void test_round_trip(void)
 {
     struct finished_record r = sample(), back;
     size_t n = trace_packed_bytes(&r);
-    CHECK(n == 80 + 2 * 48 + 3 * 32 + 3 * 8 + 2 * 44 + 12 * 4);
+    CHECK(n == 80 + 2 * 48 + 3 * 32 + 3 * 8 + 2 * 48 + 12 * 4);
     unsigned char *buf = malloc(n + 1), *again = malloc(n);
     uint64_t allocs = mem_alloc_count();
     trace_pack(buf + 1, n, &r); // no alignment is asked for
@@ -208,7 +210,7 @@ static void put_i32(unsigned char *at, int32_t x)
     }
 }
 
-/* Offsets of the format, worked out by hand: head 80, turns 48, steps 32, switches 8, passes 44. */
+/* Offsets of the format, worked out by hand: head 80, turns 48, steps 32, switches 8, passes 48. */
 static void check_refused(enum change change, const char *part)
 {
     struct finished_record r = sample(), back;
@@ -218,7 +220,7 @@ static void check_refused(enum change change, const char *part)
     unsigned char *turn0 = buf + 80, *step0 = turn0 + 2 * 48, *pass0 = step0 + 3 * 32 + 3 * 8;
     switch (change) {
     case VERSION:
-        put_i32(buf, 2);
+        put_i32(buf, 1);
         break;
     case TURNS_0:
         put_i32(buf + 56, 0);
@@ -268,7 +270,7 @@ static void check_refused(enum change change, const char *part)
         put_i32(turn0 + 8, 2);
         break;
     case KIND:
-        put_i32(pass0 + 44 + 4, -1);
+        put_i32(pass0 + 48 + 4, -1);
         break;
     case NEW_TOK:
         put_i32(turn0 + 4, -1);
@@ -285,7 +287,7 @@ static void check_refused(enum change change, const char *part)
 
 static void test_refusals(void)
 {
-    check_refused(VERSION, "version 2; this program reads version 1");
+    check_refused(VERSION, "version 1; this program reads version 2");
     check_refused(TURNS_0, "0 turns; expected 1 to 16");
     check_refused(TURNS_17, "17 turns; expected 1 to 16");
     check_refused(TURNS_NEGATIVE, "-2 turns");
