@@ -6,14 +6,13 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "core/json.h"
 #include "core/log.h"
 #include "core/mem.h"
 #include "core/plan.h"
-#include "core/tokenizer.h"
 #include "experiments/args.h"
 #include "experiments/cmd.h"
 #include "experiments/engine.h"
+#include "experiments/score.h"
 
 static const char usage[] =
     "usage: pmpd perplexity MODEL FILE [--bits B | --plan P] [--window W]\n"
@@ -31,252 +30,6 @@ static const char usage[] =
     "16:2\"\n" ARGS_COMMON_HELP "Examples:\n"
     "  pmpd perplexity nested wiki.txt --bits 3 --window 512\n"
     "  pmpd perplexity nested eval.json --plan \"prefill:4 0:4 64:2\" --json\n";
-
-enum { DECODE_WINDOWS = 8, FILE_LIMIT = 1 << 30 };
-
-/* The text to score: rows of ids. */
-struct windows {
-    int32_t *ids;  /* owned: all rows, one after the other */
-    size_t *begin; /* owned: (n + 1) */
-    int32_t n;
-    int32_t first; /* position of the first scored token of a row, >= 1 */
-};
-
-static void windows_free(struct windows *w)
-{
-    mem_free(w->ids);
-    mem_free(w->begin);
-    *w = (struct windows){0};
-}
-
-static int32_t window_length(const struct windows *w, int32_t i)
-{
-    return (int32_t)(w->begin[i + 1] - w->begin[i]);
-}
-
-static enum status windows_of_json(struct windows *out, const json_t *root, const char *path,
-                                   int32_t vocab, int32_t context)
-{
-    const json_t *rows = json_member(root, "ids");
-    size_t n = json_array_size(rows), total = 0;
-    TRY(json_get_i32_or(&out->first, root, "first_scored_position", 1, INT32_MAX, 1, path));
-    if (!json_is_array(rows) || n == 0 || n > INT32_MAX) {
-        FAIL(ST_FORMAT, "%s: expected \"ids\": a list of rows of token ids", path);
-    }
-    for (size_t i = 0; i < n; i++) {
-        total += json_array_size(json_array_get(rows, i));
-    }
-    TRY(MEM_NEW(&out->ids, total));
-    TRY(MEM_NEW(&out->begin, n + 1));
-    for (size_t i = 0, at = 0; i < n; i++) {
-        const json_t *row = json_array_get(rows, i);
-        size_t length = json_array_size(row);
-        if (length <= (size_t)out->first || length > (size_t)context) {
-            FAIL(ST_USER,
-                 "%s: row %zu has %zu tokens; expected more than first_scored_position = %d "
-                 "and at most the context, %d",
-                 path, i, length, out->first, context);
-        }
-        for (size_t j = 0; j < length; j++) {
-            const json_t *id = json_array_get(row, j);
-            json_int_t v = json_is_integer(id) ? json_integer_value(id) : -1;
-            if (v < 0 || v >= vocab) {
-                FAIL(ST_FORMAT, "%s: row %zu, position %zu: expected a token id below %d", path, i,
-                     j, vocab);
-            }
-            out->ids[at++] = (int32_t)v;
-        }
-        out->begin[i + 1] = at;
-    }
-    out->n = (int32_t)n;
-    return ST_OK;
-}
-
-static enum status windows_of_text(struct windows *out, const char *text, size_t bytes,
-                                   const char *path, const struct tokenizer *tok, int32_t window)
-{
-    int32_t *ids = NULL, n_ids = 0;
-    int32_t bos = tokenizer_bos(tok), step = bos >= 0 ? window - 1 : window;
-    enum status st = ST_OK;
-    TRY(tokenizer_encode(tok, text, bytes, false, &ids, &n_ids));
-    int32_t most = n_ids / step + 1;
-    TRY_GOTO(st, MEM_NEW(&out->ids, (size_t)n_ids + (size_t)most), done);
-    TRY_GOTO(st, MEM_NEW(&out->begin, most + 1), done);
-    out->first = 1;
-    size_t used = 0;
-    for (int32_t at = 0; at < n_ids; at += step) {
-        int32_t n = n_ids - at < step ? n_ids - at : step;
-        if (n + (bos >= 0) < 2) {
-            break; /* nothing in it would be scored */
-        }
-        if (bos >= 0) {
-            out->ids[used++] = bos;
-        }
-        memcpy(out->ids + used, ids + at, (size_t)n * sizeof *ids);
-        used += (size_t)n;
-        out->begin[++out->n] = used;
-    }
-    if (out->n == 0) {
-        st = status_raise(ST_USER, __FILE__, __LINE__, __func__,
-                          "%s is too short to be scored: %d tokens", path, n_ids);
-    }
-done:
-    mem_free(ids);
-    return st;
-}
-
-static enum status read_windows(struct windows *out, const char *path, const struct settings *s,
-                                const struct engine *e, int32_t window)
-{
-    struct tokenizer *tok = NULL;
-    char *text = NULL;
-    json_t *root = NULL;
-    enum status st = ST_OK;
-    size_t length = strlen(path);
-    int32_t vocab = e->source.config.vocab;
-    if (length > 5 && strcmp(path + length - 5, ".json") == 0) {
-        TRY(json_read_file(&root, path, FILE_LIMIT));
-        st = windows_of_json(out, root, path, vocab, e->context);
-        json_release(&root);
-        return st;
-    }
-    if (window > e->context) {
-        FAIL(ST_USER, "--window %d is larger than the context of the model, %d", window,
-             e->context);
-    }
-    TRY_GOTO(st, tokenizer_open(&tok, s->model.path, vocab), done);
-    TRY_GOTO(st, settings_read_file(&text, path), done);
-    TRY_GOTO(st, windows_of_text(out, text, strlen(text), path, tok, window), done);
-done:
-    mem_free(text);
-    tokenizer_close(&tok);
-    return st;
-}
-
-/* Sums over the tokens scored so far. */
-struct score {
-    double nll;
-    int64_t n_tok, n_right; /* argmax equals the token */
-    double bits;            /* of the level each was scored at */
-    uint64_t decode_bytes;
-    int64_t n_steps;
-};
-
-static void add_score(struct score *sum, const struct token_result *r, int32_t target, float bits)
-{
-    sum->nll -= (double)r->logprob;
-    sum->n_right += r->argmax == target;
-    sum->bits += (double)bits;
-    sum->n_tok++;
-}
-
-/* Feeds ids[0..n) of a window in chunks; every position whose successor is scored is. */
-static enum status prefill_window(struct engine *e, const struct settings *s, int32_t slot,
-                                  const int32_t *ids, int32_t n, int32_t first, int32_t level,
-                                  struct logit_want *wants, struct token_result *results,
-                                  struct score *sum)
-{
-    float bits = e->levels.level[level].avg_bits;
-    for (int32_t at = 0; at < n; at += s->decode.prefill_chunk) {
-        int32_t m = n - at < s->decode.prefill_chunk ? n - at : s->decode.prefill_chunk;
-        int32_t from = at < first - 1 ? first - 1 - at : 0; /* rows before it are context */
-        int32_t n_results = from < m ? m - from : 0;
-        struct pass_record pass;
-        for (int32_t i = 0; i < n_results; i++) {
-            wants[i] = (struct logit_want){.target = ids[at + from + i + 1]};
-        }
-        TRY(decoder_prefill(e->dec, slot, ids + at, m, level, wants, n_results, results, &pass));
-        for (int32_t i = 0; i < n_results; i++) {
-            add_score(sum, &results[i], wants[i].target, bits);
-        }
-    }
-    return ST_OK;
-}
-
-static enum status score_by_prefill(struct engine *e, const struct settings *s,
-                                    const struct windows *w, int32_t level, struct score *sum)
-{
-    struct logit_want *wants = NULL;
-    struct token_result *results = NULL;
-    struct progress progress;
-    enum status st = ST_OK;
-    TRY_GOTO(st, MEM_NEW(&wants, s->decode.prefill_chunk), done);
-    TRY_GOTO(st, MEM_NEW(&results, s->decode.prefill_chunk), done);
-    progress_begin(&progress, "scoring", "tokens", (double)w->begin[w->n]);
-    for (int32_t i = 0; i < w->n; i++) {
-        decoder_clear_slot(e->dec, 0);
-        TRY_GOTO(st,
-                 prefill_window(e, s, 0, w->ids + w->begin[i], window_length(w, i) - 1, w->first,
-                                level, wants, results, sum),
-                 done);
-        progress_update(&progress, (double)w->begin[i + 1]);
-    }
-    progress_end(&progress);
-done:
-    mem_free(wants);
-    mem_free(results);
-    return st;
-}
-
-/* Up to DECODE_WINDOWS windows side by side, each token fed by a step of its own. */
-static enum status score_group(struct engine *e, const struct settings *s, const struct windows *w,
-                               const struct plan *plan, int32_t begin, int32_t n,
-                               struct logit_want *wants, struct token_result *results,
-                               struct score *sum)
-{
-    struct decode_token tokens[DECODE_WINDOWS];
-    struct pass_record pass;
-    for (int32_t i = 0; i < n; i++) {
-        decoder_clear_slot(e->dec, i);
-        TRY(prefill_window(e, s, i, w->ids + w->begin[begin + i], w->first, w->first, plan->prefill,
-                           wants, results, sum));
-    }
-    for (int32_t step = 0;; step++) {
-        int32_t level = plan_level(plan, step), m = 0;
-        for (int32_t i = 0; i < n; i++) {
-            int32_t at = w->first + step;
-            if (at + 1 < window_length(w, begin + i)) {
-                const int32_t *ids = w->ids + w->begin[begin + i];
-                tokens[m++] = (struct decode_token){
-                    .slot = i, .id = ids[at], .level = level, .want = {.target = ids[at + 1]}};
-            }
-        }
-        if (m == 0) {
-            return ST_OK;
-        }
-        TRY(decoder_step(e->dec, tokens, m, results, &pass));
-        sum->decode_bytes += pass.weight_bytes + pass.kv_bytes;
-        sum->n_steps += m;
-        for (int32_t i = 0; i < m; i++) {
-            add_score(sum, &results[i], tokens[i].want.target, e->levels.level[level].avg_bits);
-        }
-    }
-}
-
-static enum status score_by_decode(struct engine *e, const struct settings *s,
-                                   const struct windows *w, const struct plan *plan,
-                                   struct score *sum)
-{
-    struct logit_want *wants = NULL;
-    struct token_result *results = NULL;
-    struct progress progress;
-    enum status st = ST_OK;
-    int32_t most =
-        s->decode.prefill_chunk > DECODE_WINDOWS ? s->decode.prefill_chunk : DECODE_WINDOWS;
-    TRY_GOTO(st, MEM_NEW(&wants, most), done);
-    TRY_GOTO(st, MEM_NEW(&results, most), done);
-    progress_begin(&progress, "scoring", "windows", w->n);
-    for (int32_t i = 0; i < w->n; i += DECODE_WINDOWS) {
-        int32_t n = w->n - i < DECODE_WINDOWS ? w->n - i : DECODE_WINDOWS;
-        TRY_GOTO(st, score_group(e, s, w, plan, i, n, wants, results, sum), done);
-        progress_update(&progress, i + n);
-    }
-    progress_end(&progress);
-done:
-    mem_free(wants);
-    mem_free(results);
-    return st;
-}
 
 static void print_score(const struct score *sum, const struct windows *w, const struct settings *s,
                         const char *plan, bool as_json)
@@ -305,11 +58,11 @@ static enum status prepare(struct engine *e, struct settings *s, const char *pat
                            const char *window_text, const char *plan_text, struct windows *w,
                            struct plan *plan, int32_t *level)
 {
-    long long window = e->context < 2048 ? e->context : 2048;
+    long long window = e->context < WINDOW_DEFAULT ? e->context : WINDOW_DEFAULT;
     if (window_text) {
         TRY(args_number(&window, "--window", window_text, 2, INT32_MAX));
     }
-    TRY(read_windows(w, path, s, e, (int32_t)window));
+    TRY(windows_read(w, path, s->model.path, e->source.config.vocab, e->context, (int32_t)window));
     if (plan_text) {
         TRY(plan_create(plan, e->context));
         return plan_parse(plan, &e->levels, plan_text, "max");
@@ -333,7 +86,7 @@ enum status cmd_perplexity(struct env *env, int argc, char **argv)
         fputs(env->rank == 0 ? usage : "", stdout);
         return ST_OK;
     }
-    a.settings.decode.slots = plan_text ? DECODE_WINDOWS : 1;
+    a.settings.decode.slots = plan_text ? SCORE_DECODE_WINDOWS : 1;
     enum status st = engine_open(&e, env, &a.settings);
     if (st == ST_OK) {
         st = env_agree(env,
