@@ -1,9 +1,9 @@
-/* tokenizer.model to struct tokenizer. The file is a protobuf message (ModelProto of SentencePiece);
- * it is walked here before the library sees it, because the library trusts parts of it: pieces,
- * scores and types are checked, and a precompiled character map is refused, whose offsets nobody
- * checks. Decoding then needs the pieces only (tokenizer_stream.c); encoding is the library's.
- * Source: sentencepiece_model.proto of the SentencePiece project, field numbers and defaults.
- * SPDX-License-Identifier: Apache-2.0
+/* tokenizer.model to struct tokenizer. The file is a protobuf message (ModelProto of
+ * SentencePiece); it is walked here before the library sees it, because the library trusts parts of
+ * it: pieces, scores and types are checked, and a precompiled character map is refused, whose
+ * offsets nobody checks. Decoding then needs the pieces only (tokenizer_stream.c); encoding is the
+ * library's. Source: sentencepiece_model.proto of the SentencePiece project, field numbers and
+ * defaults. SPDX-License-Identifier: Apache-2.0
  */
 #include "core/tokenizer_internal.h"
 
@@ -224,11 +224,11 @@ static enum status read_piece(struct tokenizer *tok, struct message m, int32_t i
         text = facts->unk_surface;
         bytes = facts->unk_surface_bytes;
     }
-    tok->piece[id] = (struct piece){.offset = (uint32_t)all->n,
-                                    .bytes = (uint16_t)bytes,
-                                    .byte = (int16_t)byte,
-                                    .flags = type == TYPE_CONTROL ? PIECE_MODEL | PIECE_SPECIAL
-                                                                  : PIECE_MODEL};
+    tok->piece[id] =
+        (struct piece){.offset = (uint32_t)all->n,
+                       .bytes = (uint16_t)bytes,
+                       .byte = (int16_t)byte,
+                       .flags = type == TYPE_CONTROL ? PIECE_MODEL | PIECE_SPECIAL : PIECE_MODEL};
     return byte_buffer_add(all, text, bytes);
 }
 
@@ -344,10 +344,11 @@ enum status tokenizer_load_spm(struct tokenizer *tok, const char *folder, const 
                   TOKENIZER_MAX_PIECE);
     }
     if (n_vocab_model > 0 && facts.n_pieces > n_vocab_model) {
-        FAIL_GOTO(st, ST_FORMAT, done,
-                  "%s: %d pieces, the model's config.json has vocab_size %d; do tokenizer and model "
-                  "belong together?",
-                  path, facts.n_pieces, n_vocab_model);
+        FAIL_GOTO(
+            st, ST_FORMAT, done,
+            "%s: %d pieces, the model's config.json has vocab_size %d; do tokenizer and model "
+            "belong together?",
+            path, facts.n_pieces, n_vocab_model);
     }
     TRY_GOTO(st, read_pieces(tok, m, &facts, path), done);
     if (!spm_open(&tok->spm, file.data, file.n, why, sizeof why)) {

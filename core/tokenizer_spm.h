@@ -1,5 +1,5 @@
-/* The SentencePiece library behind C functions: the only C++ of core/, and only because that library
- * has no other face. The model's bytes have been checked by tokenizer_model.c.
+/* The SentencePiece library behind C functions: the only C++ of core/, and only because that
+ * library has no other face. The model's bytes have been checked by tokenizer_model.c.
  * SPDX-License-Identifier: Apache-2.0
  */
 #ifndef PMPD_CORE_TOKENIZER_SPM_H
@@ -23,7 +23,8 @@ int32_t spm_bos(const struct spm *spm); /* -1: none */
 
 /* Takes one id; false ends the encoding. */
 typedef bool spm_sink(void *ctx, int32_t id);
-/* Ids of valid UTF-8, without BOS. false: why says what is wrong, and is empty when sink ended it. */
+/* Ids of valid UTF-8, without BOS. false: why says what is wrong, and is empty when sink ended it.
+ */
 bool spm_encode(const struct spm *spm, const char *text, size_t bytes, spm_sink *sink, void *ctx,
                 char *why, size_t why_bytes);
 
