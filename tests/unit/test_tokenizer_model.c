@@ -233,6 +233,17 @@ static void test_bytes(void)
     CHECK(token_stream_end(&s, text, sizeof text) == 3 && strcmp(text, "\uFFFD") == 0);
     CHECK(token_stream_next(&s, 100000, text, sizeof text) == 3);
     mem_free(ids);
+    /* a space that follows a broken character does not begin the text */
+    char *whole = NULL;
+    CHECK_OK(tokenizer_encode(tok, "t", 1, false, &ids, &n));
+    int32_t broken_first[2] = {first, n > 0 ? ids[0] : 0};
+    CHECK_OK(tokenizer_decode(tok, broken_first, 2, true, &whole));
+    CHECK(whole && strncmp(whole, "\uFFFD ", 4) == 0);
+    mem_free(whole);
+    CHECK_OK(tokenizer_decode(tok, broken_first + 1, 1, true, &whole));
+    CHECK(whole && whole[0] != ' ');
+    mem_free(whole);
+    mem_free(ids);
     tokenizer_close(&tok);
 }
 
