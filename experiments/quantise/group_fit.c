@@ -4,6 +4,8 @@
 #include <math.h>
 #include <string.h>
 
+#include "core/tensor.h"
+
 /* Limits, not counts: every loop stops when the codes stand still. Four times as many rounds lower
  * the weighted error of Gaussian weights by 0.1 % (groups of 64) and 0.3 % (128). */
 enum { START_ROUNDS = 15, ADD_ROUNDS = 10, JOINT_ROUNDS = 16, TAIL_ROUNDS = 20 };
@@ -11,24 +13,22 @@ enum { N_CODES_MAX = 1 << FIT_MAX_BITS, N_UNKNOWNS_MAX = FIT_MAX_BITS + 1 };
 
 /* Least squares are regularised by this share of the trace, towards the levels before. */
 static const double RIDGE = 1e-9;
-static const double F16_MAX = 65504.0;
+/* Below this share the spread of the codes is rounding. One weight of 128 with another code: 1e-4.
+ */
+static const double SPREAD_MIN = 1e-12;
 /* The tail's first reach as a share of the largest remainder. Growing to what pays ends at 1.1 %
  * for Gaussian weights in groups of 128, shrinking from the largest remainder at 1.8 %. */
 static const double TAIL_START = 0.2;
 
-/* w = offset + sum_p alpha[p] * (+1 or -1); tied levels are those with alpha[p] = alpha[p + 1] * 2.
- * Everything before rounding is in units of the group: x = (w - centre) / span, |x| <= 1. */
-struct levels {
-    double alpha[FIT_MAX_BITS], offset;
-};
-
+/* Everything before rounding is in units of the group: x = (w - centre) / span, |x| <= 1. */
 struct group {
     const struct fit_spec *spec;
+    const float *weight; /* (n) of the squared errors; NULL: all 1 */
     int n;
     double centre, span;
     float x[FIT_MAX_GROUP];
     uint8_t code[FIT_MAX_GROUP];
-    struct levels levels[FIT_MAX_BITS + 1];
+    struct sign_levels levels[FIT_MAX_BITS + 1];
 };
 
 /* Sums over the weights of products of plane signs: n[mask] without and x[mask] with the weight as
@@ -39,15 +39,20 @@ struct moments {
     double n[N_CODES_MAX], x[N_CODES_MAX], power;
 };
 
-static void collect_moments(struct moments *m, const struct group *g, int bits)
+static double column_weight(const struct group *g, int i)
+{
+    return g->weight ? (double)g->weight[i] : 1.0;
+}
+
+static void collect_moments(struct moments *m, const struct group *g, int bits, const float *target)
 {
     int n_codes = 1 << bits;
     *m = (struct moments){.bits = bits};
     for (int i = 0; i < g->n; i++) {
-        double x = (double)g->x[i];
-        m->n[g->code[i]] += 1.0;
-        m->x[g->code[i]] += x;
-        m->power += x * x;
+        double x = (double)target[i], weight = column_weight(g, i);
+        m->n[g->code[i]] += weight;
+        m->x[g->code[i]] += weight * x;
+        m->power += weight * x * x;
     }
     /* Walsh-Hadamard: per bit, (0, 1) becomes (sum, ones - zeros) */
     for (int step = 1; step < n_codes; step *= 2) {
@@ -104,7 +109,7 @@ static void solve_ridge(double a[N_UNKNOWNS_MAX][N_UNKNOWNS_MAX], double r[N_UNK
     }
 }
 
-static void fit_free(struct levels *l, const struct moments *m, int bits)
+static void fit_free(struct sign_levels *l, const struct moments *m, int bits)
 {
     double a[N_UNKNOWNS_MAX][N_UNKNOWNS_MAX], r[N_UNKNOWNS_MAX], x[N_UNKNOWNS_MAX];
     int mask[N_UNKNOWNS_MAX];
@@ -129,7 +134,7 @@ static void fit_free(struct levels *l, const struct moments *m, int bits)
     l->offset += r[bits];
 }
 
-static void fit_tied(struct levels *l, const struct moments *m, int bits)
+static void fit_tied(struct sign_levels *l, const struct moments *m, int bits)
 {
     double n = m->n[0], sum_v = 0, sum_vv = 0, sum_vx = 0;
     for (int p = 0; p < bits; p++) { /* v = sum_p sign_p * 2^(bits - 1 - p), an odd integer */
@@ -140,9 +145,9 @@ static void fit_tied(struct levels *l, const struct moments *m, int bits)
             sum_vv += u * (double)(1 << (bits - 1 - q)) * m->n[plane_mask(m, p) ^ plane_mask(m, q)];
         }
     }
-    double spread = n * sum_vv - sum_v * sum_v; /* integers: exactly 0 when only one code occurs */
+    double spread = n * sum_vv - sum_v * sum_v; /* 0 when only one code occurs */
     double unit = l->alpha[bits - 1];
-    if (spread > 0) {
+    if (spread > SPREAD_MIN * n * sum_vv) {
         unit = (n * sum_vx - sum_v * m->x[0]) / spread;
     }
     l->offset = (m->x[0] - unit * sum_v) / n;
@@ -152,7 +157,8 @@ static void fit_tied(struct levels *l, const struct moments *m, int bits)
 }
 
 /* Least squares for the codes behind m; *l holds the levels before. */
-static void fit_levels(struct levels *l, enum level_kind kind, const struct moments *m, int bits)
+static void fit_levels(struct sign_levels *l, enum level_kind kind, const struct moments *m,
+                       int bits)
 {
     if (kind == LEVEL_TIED) {
         fit_tied(l, m, bits);
@@ -161,7 +167,7 @@ static void fit_levels(struct levels *l, enum level_kind kind, const struct mome
     }
 }
 
-static double levels_error(const struct levels *l, const struct moments *m, int bits)
+static double levels_error(const struct sign_levels *l, const struct moments *m, int bits)
 {
     double error = m->power - 2 * l->offset * m->x[0] + l->offset * l->offset * m->n[0];
     for (int p = 0; p < bits; p++) {
@@ -174,7 +180,7 @@ static double levels_error(const struct levels *l, const struct moments *m, int 
     return error;
 }
 
-static void levels_table(double *out, const struct levels *l, int bits)
+static void levels_table(double *out, const struct sign_levels *l, int bits)
 {
     for (int c = 0; c < 1 << bits; c++) {
         double v = l->offset;
@@ -256,17 +262,18 @@ static bool assign_nearest(struct group *g, int bits)
 }
 
 /* Greedy: each plane takes the mean size of what is left. */
-static void start_levels(struct levels *l, const struct group *g, int bits)
+static void start_levels(struct sign_levels *l, const struct group *g, int bits)
 {
     float left[FIT_MAX_GROUP];
     memcpy(left, g->x, sizeof left);
-    *l = (struct levels){0};
+    *l = (struct sign_levels){0};
     for (int p = 0; p < bits; p++) {
-        double sum = 0;
+        double sum = 0, total = 0;
         for (int i = 0; i < g->n; i++) {
-            sum += (double)fabsf(left[i]);
+            sum += column_weight(g, i) * (double)fabsf(left[i]);
+            total += column_weight(g, i);
         }
-        l->alpha[p] = sum / g->n;
+        l->alpha[p] = sum / total;
         if (g->spec->kind[bits] == LEVEL_TIED) {
             for (int q = 1; q < bits; q++) {
                 l->alpha[q] = l->alpha[q - 1] / 2;
@@ -280,7 +287,7 @@ static void start_levels(struct levels *l, const struct group *g, int bits)
 }
 
 /* The first plane is to be the most significant: sizes in falling order, all positive. */
-static void sort_alphas(struct levels *l, int bits)
+static void sort_alphas(struct sign_levels *l, int bits)
 {
     for (int p = 0; p < bits; p++) {
         double a = fabs(l->alpha[p]);
@@ -295,19 +302,19 @@ static void sort_alphas(struct levels *l, int bits)
 static void start_alternate(struct group *g, int bits)
 {
     enum level_kind kind = g->spec->kind[bits];
-    struct levels *l = &g->levels[bits];
+    struct sign_levels *l = &g->levels[bits];
     struct moments m;
     start_levels(l, g, bits);
     assign_nearest(g, bits);
     for (int round = 0; round < START_ROUNDS; round++) {
-        collect_moments(&m, g, bits);
+        collect_moments(&m, g, bits, g->x);
         fit_levels(l, kind, &m, bits);
         sort_alphas(l, bits);
         if (!assign_nearest(g, bits)) {
             return;
         }
     }
-    collect_moments(&m, g, bits);
+    collect_moments(&m, g, bits, g->x);
     fit_levels(l, kind, &m, bits);
 }
 
@@ -315,7 +322,7 @@ static void start_alternate(struct group *g, int bits)
 static void add_plane(struct group *g, int bits)
 {
     enum level_kind kind = g->spec->kind[g->spec->hi];
-    struct levels l = g->levels[bits - 1];
+    struct sign_levels l = g->levels[bits - 1];
     uint8_t parent[FIT_MAX_GROUP], best_code[FIT_MAX_GROUP];
     double best = 0;
     memcpy(parent, g->code, sizeof parent);
@@ -333,7 +340,7 @@ static void add_plane(struct group *g, int bits)
             break;
         }
         struct moments m;
-        collect_moments(&m, g, bits);
+        collect_moments(&m, g, bits, g->x);
         fit_levels(&l, kind, &m, bits);
         double error = levels_error(&l, &m, bits);
         if (round == 0 || error < best) {
@@ -359,7 +366,7 @@ static double joint_rounds(struct group *g)
         double slope[N_CODES_MAX] = {0}, base[N_CODES_MAX] = {0};
         struct moments m;
         struct lines lines;
-        collect_moments(&m, g, spec->hi);
+        collect_moments(&m, g, spec->hi, g->x);
         cost = 0;
         for (int b = spec->lo; b <= spec->hi; b++) {
             double table[N_CODES_MAX];
@@ -399,15 +406,6 @@ static void fit_codes(struct group *g)
     }
 }
 
-static uint16_t store_f16(struct group_levels *out, double value)
-{
-    if (fabs(value) > F16_MAX) {
-        out->clamped = true;
-        value = value > 0 ? F16_MAX : -F16_MAX;
-    }
-    return f32_to_f16((float)value);
-}
-
 /* Rounds the levels, chooses the codes again for what is really stored, and measures that. */
 static void store_levels(struct group *g, struct group_levels *out, double error[BITS_ALL],
                          const float *w)
@@ -419,15 +417,15 @@ static void store_levels(struct group *g, struct group_levels *out, double error
         if (!is_held(spec, b)) {
             continue;
         }
-        const struct levels *l = &g->levels[b];
-        out->offset[b] = store_f16(out, g->centre + g->span * l->offset);
+        const struct sign_levels *l = &g->levels[b];
+        out->offset[b] = nested_store_f16(&out->clamped, g->centre + g->span * l->offset);
         if (spec->kind[b] == LEVEL_TIED) {
-            out->scale[b] = store_f16(out, 2 * g->span * l->alpha[b - 1]);
+            out->scale[b] = nested_store_f16(&out->clamped, 2 * g->span * l->alpha[b - 1]);
             level_table_tied(table[b], b, f16_to_f32(out->scale[b]), f16_to_f32(out->offset[b]));
         } else {
             float alpha[FIT_MAX_BITS];
             for (int p = 0; p < b; p++) {
-                out->alpha[b][p] = store_f16(out, g->span * l->alpha[p]);
+                out->alpha[b][p] = nested_store_f16(&out->clamped, g->span * l->alpha[p]);
                 alpha[p] = f16_to_f32(out->alpha[b][p]);
             }
             level_table_free(table[b], b, alpha, f16_to_f32(out->offset[b]));
@@ -461,10 +459,10 @@ static int tail_step(double x, double base, double tail)
  * kept, so the tail must reach over all that they leave: often several of their steps. */
 static void fit_tail(double fit[3], const struct group *g, uint8_t step[FIT_MAX_GROUP])
 {
-    struct levels line = {0};
+    struct sign_levels line = {0};
     struct moments m;
     double largest = 0;
-    collect_moments(&m, g, FIT_MAX_BITS);
+    collect_moments(&m, g, FIT_MAX_BITS, g->x);
     fit_tied(&line, &m, FIT_MAX_BITS);
     fit[0] = 2 * line.alpha[FIT_MAX_BITS - 1];
     fit[2] = line.offset;
@@ -508,9 +506,9 @@ static void store_tail(struct group *g, struct group_levels *out, double error[B
     uint8_t step[FIT_MAX_GROUP];
     float table[LEVELS_MAX];
     fit_tail(fit, g, step);
-    out->scale[B] = store_f16(out, g->span * fit[0]);
-    out->tail = store_f16(out, g->span * fit[1]);
-    out->offset[B] = store_f16(out, g->centre + g->span * fit[2]);
+    out->scale[B] = nested_store_f16(&out->clamped, g->span * fit[0]);
+    out->tail = nested_store_f16(&out->clamped, g->span * fit[1]);
+    out->offset[B] = nested_store_f16(&out->clamped, g->centre + g->span * fit[2]);
     float tail = f16_to_f32(out->tail);
     level_table_tail(table, f16_to_f32(out->scale[B]), tail, f16_to_f32(out->offset[B]));
     error[B] = 0;
@@ -524,23 +522,29 @@ static void store_tail(struct group *g, struct group_levels *out, double error[B
     }
 }
 
+/* Sets centre, span and x. */
+static void normalise(struct group *g, const float *w)
+{
+    double sum = 0;
+    for (int i = 0; i < g->n; i++) {
+        sum += (double)w[i];
+    }
+    g->centre = sum / g->n;
+    for (int i = 0; i < g->n; i++) {
+        g->span = fmax(g->span, fabs((double)w[i] - g->centre));
+    }
+    for (int i = 0; g->span > 0 && i < g->n; i++) {
+        g->x[i] = (float)(((double)w[i] - g->centre) / g->span);
+    }
+}
+
 void group_fit(uint8_t *code, struct group_levels *out, double error[BITS_ALL],
                const struct fit_spec *spec, const float *w, int n)
 {
     struct group g = {.spec = spec, .n = n};
-    double sum = 0;
-    for (int i = 0; i < n; i++) {
-        sum += (double)w[i];
-    }
-    g.centre = sum / n;
-    for (int i = 0; i < n; i++) {
-        g.span = fmax(g.span, fabs((double)w[i] - g.centre));
-    }
+    normalise(&g, w);
     out->clamped = false;
     if (g.span > 0) {
-        for (int i = 0; i < n; i++) {
-            g.x[i] = (float)(((double)w[i] - g.centre) / g.span);
-        }
         fit_codes(&g);
     }
     store_levels(&g, out, error, w);
@@ -548,4 +552,123 @@ void group_fit(uint8_t *code, struct group_levels *out, double error[BITS_ALL],
         store_tail(&g, out, error, w);
     }
     memcpy(code, g.code, (size_t)n);
+}
+
+/* ---- targets of their own ---- */
+
+enum { N_HELD_MAX = FIT_MAX_BITS - FIT_MIN_BITS + 1, OWN_ROUNDS = 8 };
+
+/* As assign_codes, where every precision has its own line for its own target. */
+struct own_lines {
+    int n_codes;
+    const float *target[N_HELD_MAX];
+    float base[N_CODES_MAX], slope[N_HELD_MAX][N_CODES_MAX];
+};
+
+WIDE static bool assign_own(struct group *g, const struct own_lines *lines)
+{
+    float best[FIT_MAX_GROUP];
+    int32_t code[FIT_MAX_GROUP];
+    const float *y0 = lines->target[0], *y1 = lines->target[1], *y2 = lines->target[2];
+    int n = g->n;
+    for (int c = 0; c < lines->n_codes; c++) {
+        float base = lines->base[c], a = lines->slope[0][c], b = lines->slope[1][c],
+              d = lines->slope[2][c];
+        for (int i = 0; i < n; i++) {
+            float cost = base - (y0[i] * a + y1[i] * b + y2[i] * d);
+            bool better = c == 0 || cost < best[i];
+            code[i] = better ? c : code[i];
+            best[i] = better ? cost : best[i];
+        }
+    }
+    int changed = 0;
+    for (int i = 0; i < n; i++) {
+        changed |= code[i] ^ g->code[i];
+        g->code[i] = (uint8_t)code[i];
+    }
+    return changed != 0;
+}
+
+/* y[b] (n): the target of precision b in units of the group. */
+static void own_rounds(struct group *g, float y[FIT_MAX_BITS + 1][FIT_MAX_GROUP])
+{
+    const struct fit_spec *spec = g->spec;
+    for (int round = 0; round < OWN_ROUNDS; round++) {
+        struct own_lines lines = {.n_codes = 1 << spec->hi, .target = {g->x, g->x, g->x}};
+        double base[N_CODES_MAX] = {0};
+        int slot = 0;
+        for (int b = spec->lo; b <= spec->hi; b++) {
+            double table[N_CODES_MAX], slope[N_CODES_MAX] = {0};
+            if (!is_held(spec, b)) {
+                continue;
+            }
+            levels_table(table, &g->levels[b], b);
+            lines_add(slope, base, spec->hi, table, b, spec->lambda[b]);
+            for (int c = 0; c < lines.n_codes; c++) {
+                lines.slope[slot][c] = (float)slope[c];
+            }
+            lines.target[slot++] = y[b];
+        }
+        for (int c = 0; c < lines.n_codes; c++) {
+            lines.base[c] = (float)base[c];
+        }
+        bool changed = assign_own(g, &lines);
+        for (int b = spec->lo; b <= spec->hi; b++) {
+            struct moments m;
+            if (is_held(spec, b)) {
+                collect_moments(&m, g, spec->hi, y[b]);
+                fit_levels(&g->levels[b], spec->kind[b], &m, b);
+            }
+        }
+        if (!changed && round > 0) {
+            return;
+        }
+    }
+}
+
+void group_start(uint8_t *code, struct sign_levels levels[FIT_MAX_BITS + 1],
+                 const struct fit_spec *spec, const float *const target[FIT_MAX_BITS + 1],
+                 const float *weight, int n)
+{
+    struct group g = {.spec = spec, .weight = weight, .n = n};
+    float mean[FIT_MAX_GROUP] = {0}, y[FIT_MAX_BITS + 1][FIT_MAX_GROUP];
+    double total = 0;
+    for (int b = spec->lo; b <= spec->hi; b++) {
+        total += spec->lambda[b]; /* 0 where not held */
+    }
+    for (int b = spec->lo; b <= spec->hi; b++) {
+        for (int i = 0; is_held(spec, b) && i < n; i++) {
+            mean[i] += (float)(spec->lambda[b] / total) * target[b][i];
+        }
+    }
+    normalise(&g, mean);
+    if (g.span > 0) {
+        for (int b = spec->lo; b <= spec->hi; b++) {
+            for (int i = 0; is_held(spec, b) && i < n; i++) {
+                y[b][i] = (float)(((double)target[b][i] - g.centre) / g.span);
+            }
+        }
+        fit_codes(&g);
+        own_rounds(&g, y);
+    }
+    for (int b = spec->lo; b <= spec->hi; b++) {
+        levels[b] = g.levels[b];
+        levels[b].offset = g.centre + g.span * g.levels[b].offset;
+        for (int p = 0; p < b; p++) {
+            levels[b].alpha[p] = g.span * g.levels[b].alpha[p];
+        }
+    }
+    memcpy(code, g.code, (size_t)n);
+}
+
+void group_start_tail(double fit[3], const uint8_t *code, const float *target, int n)
+{
+    struct group g = {.n = n};
+    uint8_t step[FIT_MAX_GROUP];
+    normalise(&g, target);
+    memcpy(g.code, code, (size_t)n);
+    fit_tail(fit, &g, step);
+    fit[0] *= g.span;
+    fit[1] *= g.span;
+    fit[2] = g.centre + g.span * fit[2];
 }

@@ -12,13 +12,16 @@
 
 #include "core/log.h"
 #include "core/mem.h"
+#include "experiments/quantise/baseline_fit.h"
+#include "experiments/quantise/block_fit.h"
 #include "experiments/quantise/out_folder.h"
 
 enum {
     CONFIG_BYTES_MAX = 64 << 20,
     DENSE_BLOCK = 1 << 18, /* values converted at a time */
     FIT_BLOCK = 1 << 21,   /* weights between two updates of the progress line */
-    PART_NAME_BYTES = MODEL_NAME_BYTES + 16
+    PART_NAME_BYTES = MODEL_NAME_BYTES + 16,
+    STAMP_BYTES = 1024
 };
 
 struct job {
@@ -30,8 +33,10 @@ struct job {
     struct checkpoint *ckpt;          /* owned */
     struct checkpoint_writer *writer; /* owned */
     struct progress progress;
-    double n_done; /* weights */
-    int n_used;    /* tensors of the source */
+    double n_done;            /* weights */
+    struct calibrator *cal;   /* owned; NULL: without calibration */
+    struct block_store store; /* with calibration */
+    int n_used;               /* tensors of the source */
 };
 
 /* What is done, first for announcing all tensors and then, in the same order, for their bytes. */
@@ -199,7 +204,10 @@ static enum status do_parts(struct job *job, enum phase phase, const char *name,
         if (s->kind[b] == LEVEL_TAIL) {
             TRY(do_level(job, phase, name, "tail", b, s->tail, &grid));
         }
-        if (s->kind[b] != LEVEL_NONE) {
+        if (s->kind[b] == LEVEL_LUT) {
+            struct tensor table = tensor_2d(NULL, DT_F16, s->n_rows, 1 << b);
+            TRY(do_level(job, phase, name, "lut", b, s->lut[b], &table));
+        } else if (s->kind[b] != LEVEL_NONE) {
             TRY(do_level(job, phase, name, "offset", b, s->offset[b], &grid));
         }
     }
@@ -228,6 +236,10 @@ static enum status announce_nested(struct job *job, const char *name, const stru
     return do_parts(job, ANNOUNCE, name, &s);
 }
 
+static fit_row_fn *const fitters[N_METHODS] = {[METHOD_RTN] = baseline_rtn_row,
+                                               [METHOD_GREEDY] = baseline_greedy_row,
+                                               [METHOD_KMEANS] = baseline_kmeans_row};
+
 static enum status fit_matrix(struct job *job, struct nested_buffer *buffer,
                               struct fit_report *report, const struct tensor *w,
                               const struct fit_spec *spec)
@@ -237,7 +249,11 @@ static enum status fit_matrix(struct job *job, struct nested_buffer *buffer,
     double start = clock_s();
     for (int32_t begin = 0; begin < n_rows; begin += step) {
         int32_t end = n_rows - begin < step ? n_rows : begin + step;
-        TRY(fit_rows(buffer, report, w, spec, begin, end, job->options->n_threads));
+        fit_row_fn *by = fitters[job->options->method];
+        enum status st =
+            by ? fit_rows_by(buffer, report, w, spec, by, begin, end, job->options->n_threads)
+               : fit_rows(buffer, report, w, spec, begin, end, job->options->n_threads);
+        TRY(st);
         job->n_done += (double)(end - begin) * n_cols;
         progress_update(&job->progress, job->n_done);
     }
@@ -283,8 +299,66 @@ static enum status do_nested(struct job *job, enum phase phase, const char *name
     return name_error(write_nested(job, name, &w, spec, role), job, tensor);
 }
 
+/* The same matrices in the same order, block by block, with calibration. */
+static enum status write_calibrated(struct job *job)
+{
+    const struct nested_options *o = job->options;
+    const struct model_config *c = &job->config;
+    struct nested_report *r = job->report;
+    const struct hessian_options how = {.grid = o->method == METHOD_GPTQ,
+                                        .refit = o->method == METHOD_JOINT,
+                                        .sweeps = o->method == METHOD_JOINT ? o->sweeps : 0};
+    struct block_job blocks = {.config = c,
+                               .ckpt = job->ckpt,
+                               .spec = &o->spec,
+                               .options = &how,
+                               .cal = job->cal,
+                               .store = &job->store,
+                               .progress = &job->progress,
+                               .n_done = &job->n_done,
+                               .times = &r->fit,
+                               .n_threads = o->n_threads};
+    char name[MODEL_NAME_BYTES];
+    for (int layer = 0; layer < c->n_layers; layer++) {
+        struct fitted_block block;
+        enum status st = block_fit(&block, &blocks, layer);
+        for (int role = 0; st == ST_OK && role < M_N_ROLES; role++) {
+            if (!model_has_role(c, (enum matrix_role)role)) {
+                continue;
+            }
+            model_matrix_name(name, c, layer, (enum matrix_role)role);
+            st = do_parts(job, WRITE, name, &block.buffer[role].source);
+            fit_report_add(&r->role[role].fit, &block.report[role]);
+        }
+        fitted_block_free(&block);
+        TRY(st);
+    }
+    r->n_resumed = blocks.n_resumed;
+    if (o->nested_head) {
+        const char *source = c->tied_head ? MODEL_EMBED_NAME : MODEL_HEAD_NAME ".weight";
+        const struct hessian *h;
+        struct tensor w;
+        struct nested_buffer buffer = {0};
+        TRY(checkpoint_get_shape(job->ckpt, source, c->vocab, c->hidden, &w));
+        TRY(calibrator_moments(job->cal, c->n_layers, M_Q, &h));
+        enum status st = block_fit_matrix(&buffer, &r->role[ROLE_HEAD].fit, &blocks, &o->head_spec,
+                                          &w, h, source);
+        st = st ? st : do_parts(job, WRITE, MODEL_HEAD_NAME, &buffer.source);
+        nested_buffer_free(&buffer);
+        TRY(st);
+    }
+    r->calib = calibrator_times(job->cal);
+    for (int i = 0; i < N_FIT_STAGES; i++) {
+        r->fit_s += r->fit.thread_s[i] / o->n_threads;
+    }
+    return ST_OK;
+}
+
 static enum status do_nested_tensors(struct job *job, enum phase phase)
 {
+    if (phase == WRITE && job->cal) {
+        return write_calibrated(job);
+    }
     const struct model_config *c = &job->config;
     char name[MODEL_NAME_BYTES], tensor[PART_NAME_BYTES];
     for (int layer = 0; layer < c->n_layers; layer++) {
@@ -356,12 +430,21 @@ static json_t *quantization_json(const struct job *job)
     if (o->nested_head) {
         json_object_set_new(linears, MODEL_HEAD_NAME, linear_json(c->hidden, &o->head_spec));
     }
-    return json_pack("{s:s, s:i, s:s, s:s, s:s, s:s, s:i, s:i, s:o, s:o}", "quant_method", "pmpd",
-                     "format_version", NESTED_FORMAT_VERSION, "method", NESTED_METHOD, "version",
-                     o->version, "source_digest", job->report->source_digest, "levels",
-                     level_kind_name(o->spec.kind[o->spec.hi]), "group_size",
-                     (int)o->spec.group_cols, "n_planes", o->spec.n_planes, "lambda",
-                     lambda_json(&o->spec), "linears", linears);
+    json_t *quant = json_pack("{s:s, s:i, s:s, s:s, s:s, s:s, s:i, s:i, s:o, s:o}", "quant_method",
+                              "pmpd", "format_version", NESTED_FORMAT_VERSION, "method",
+                              nested_method_name(o->method, o->calib != NULL), "version",
+                              o->version, "source_digest", job->report->source_digest, "levels",
+                              level_kind_name(o->spec.kind[o->spec.hi]), "group_size",
+                              (int)o->spec.group_cols, "n_planes", o->spec.n_planes, "lambda",
+                              lambda_json(&o->spec), "linears", linears);
+    if (quant && o->calib) {
+        json_object_set_new(quant, "calibration",
+                            json_pack("{s:s, s:I, s:i, s:i, s:f}", "digest",
+                                      job->report->calib_digest, "tokens",
+                                      (json_int_t)o->calib->begin[o->calib->n], "windows",
+                                      (int)o->calib->n, "sweeps", o->sweeps, "damping", o->damp));
+    }
+    return quant;
 }
 
 static enum status write_config(struct job *job)
@@ -408,6 +491,41 @@ static void warn_unused(const struct job *job)
     }
 }
 
+static const char *const method_names[N_METHODS] = {"joint", "rtn", "bcq-greedy", "kmeans", "gptq"};
+
+const char *nested_method_name(enum nested_method method, bool calibrated)
+{
+    return method == METHOD_JOINT && !calibrated ? "joint-data-free" : method_names[method];
+}
+
+/* Everything that decides what a block becomes, in one line. */
+static void make_stamp(char stamp[STAMP_BYTES], const struct job *job)
+{
+    const struct nested_options *o = job->options;
+    int n = snprintf(stamp, STAMP_BYTES,
+                     "model %s calibration %s method %s group %d damp %.17g "
+                     "sweeps %d levels",
+                     job->report->source_digest, job->report->calib_digest,
+                     nested_method_name(o->method, true), o->spec.group_cols, o->damp, o->sweeps);
+    for (int b = 1; b <= BITS_MAX; b++) {
+        if (o->spec.kind[b] != LEVEL_NONE) {
+            n += snprintf(stamp + n, (size_t)(STAMP_BYTES - n), " %d:%s:%.17g", b,
+                          level_kind_name(o->spec.kind[b]), o->spec.lambda[b]);
+        }
+    }
+}
+
+static enum status begin_calibration(struct job *job, const char *out)
+{
+    const struct nested_options *o = job->options;
+    const struct calibrator_options options = {.damp = o->damp, .n_threads = o->n_threads};
+    char stamp[STAMP_BYTES];
+    windows_digest(o->calib, job->report->calib_digest);
+    make_stamp(stamp, job);
+    TRY(calibrator_create(&job->cal, &job->config, job->ckpt, o->calib, &options));
+    return block_store_begin(&job->store, out, stamp);
+}
+
 static enum status run_job(struct job *job, const char *out)
 {
     char path[OUT_PATH_BYTES];
@@ -428,6 +546,9 @@ static enum status run_job(struct job *job, const char *out)
     TRY(do_nested_tensors(job, ANNOUNCE));
     warn_unused(job);
     TRY(checkpoint_digest(job->ckpt, job->model, job->report->source_digest));
+    if (job->options->calib) {
+        TRY(begin_calibration(job, out));
+    }
     TRY(do_dense_tensors(job, WRITE));
     TRY(do_nested_tensors(job, WRITE));
     progress_end(&job->progress);
@@ -444,13 +565,17 @@ static enum status run_job(struct job *job, const char *out)
                  "used with token ids",
                  job->model);
     }
-    return out_folder_commit(&job->out);
+    TRY(out_folder_commit(&job->out));
+    block_store_remove(&job->store);
+    return ST_OK;
 }
 
 enum status nested_write(struct nested_report *report, const char *model, const char *out,
                          const struct nested_options *options)
 {
     const struct fit_spec *head = &options->head_spec;
+    INVARIANT(options->calib ? options->method == METHOD_JOINT || options->method == METHOD_GPTQ
+                             : options->method != METHOD_GPTQ);
     INVARIANT(!options->nested_head || (head->n_planes == options->spec.n_planes &&
                                         head->group_cols == options->spec.group_cols));
     *report = (struct nested_report){0};
@@ -459,6 +584,7 @@ enum status nested_write(struct nested_report *report, const char *model, const 
     enum status st = run_job(&job, out);
     checkpoint_writer_destroy(&job.writer);
     out_folder_abandon(&job.out);
+    calibrator_destroy(&job.cal);
     checkpoint_close(&job.ckpt);
     report->total_bytes = report->weights_bytes + report->files_bytes;
     report->total_s = clock_s() - start;

@@ -200,7 +200,7 @@ static void check_model(const struct gen_model *m, const struct nested_options *
     CHECK(p.config.nested && p.config.nested_head == o->nested_head);
     CHECK(p.config.group_cols == o->spec.group_cols && p.config.n_planes == o->spec.n_planes);
     CHECK(p.config.tied_head == m->tied && p.config.hidden == m->hidden);
-    CHECK(strcmp(p.config.method, NESTED_METHOD) == 0);
+    CHECK(strcmp(p.config.method, nested_method_name(METHOD_JOINT, false)) == 0);
     for (int role = 0; role < M_N_ROLES; role++) {
         check_role(&p, (enum matrix_role)role, &r, &o->spec);
     }
