@@ -15,6 +15,7 @@ TASKS = {"summary": dialogue.make, "translation": language.make, "story": story.
 TASK_SHARES = {"summary": .38, "translation": .26, "story": .36}  # of the training documents
 SPLIT_SIZES = {"validation": 60, "test": 100}  # per task
 TEXT_SIZE = 120  # documents of the perplexity text
+CALIBRATION_SIZE = 150  # documents of the quantiser's calibration text
 
 
 def prompt_hash(prompt):
@@ -33,18 +34,28 @@ def split(name, task):
     return documents
 
 
-def perplexity_text():
-    """Documents of the three tasks in turn, none of which is in the test split."""
-    known = {document.prompt for task in TASKS for document in split("test", task)}
-    documents, number = [], 0
-    while len(documents) < TEXT_SIZE:
+def text(seed, size, known):
+    """Documents of the three tasks in turn, none of which has a prompt in `known`."""
+    known, documents, number = set(known), [], 0
+    while len(documents) < size:
         task = list(TASKS)[len(documents) % len(TASKS)]
-        document = TASKS[task](random.Random(f"text {number}"))
+        document = TASKS[task](random.Random(f"{seed} {number}"))
         number += 1
         if document.prompt not in known:
             known.add(document.prompt)
             documents.append(document)
     return documents
+
+
+def perplexity_text():
+    """None of it is in the test split."""
+    return text("text", TEXT_SIZE, {document.prompt for task in TASKS for document in split("test", task)})
+
+
+def calibration_text():
+    """None of it is in a held-out split or in the perplexity text."""
+    known = {document.prompt for name in SPLIT_SIZES for task in TASKS for document in split(name, task)}
+    return text("calibration", CALIBRATION_SIZE, known | {document.prompt for document in perplexity_text()})
 
 
 def held_out():

@@ -3,7 +3,7 @@ import json
 import pathlib
 import sys
 
-from documents import SPLIT_SIZES, TASKS, perplexity_text, split
+from documents import SPLIT_SIZES, TASKS, calibration_text, perplexity_text, split
 
 MIXED_PER_TASK = 8  # first test prompts of each task in tiny_mixed.jsonl
 
@@ -29,9 +29,10 @@ def main(out_dir):
               [row for name in SPLIT_SIZES for row in lines(name, task)])
         mixed += list(lines("test", task))[:MIXED_PER_TASK]
     write(out_dir / "tiny_mixed.jsonl", mixed)
-    texts = [document.prompt + document.answer for document in perplexity_text()]
-    (out_dir / "tiny_test.txt").write_text("\n\n".join(texts) + "\n")
-    print(f"{out_dir / 'tiny_test.txt'}: {len(texts)} documents")
+    for name, documents in (("tiny_test.txt", perplexity_text()), ("tiny_calib.txt", calibration_text())):
+        texts = [document.prompt + document.answer for document in documents]
+        (out_dir / name).write_text("\n\n".join(texts) + "\n")
+        print(f"{out_dir / name}: {len(texts)} documents")
 
 
 if __name__ == "__main__":
