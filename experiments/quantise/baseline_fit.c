@@ -80,21 +80,20 @@ bool baseline_rtn_row(const struct nested_buffer *out, struct fit_report *report
     for (int32_t g = 0; g < nested_n_groups(&out->source); g++) {
         int32_t begin, n = group_span(&out->source, g, &begin);
         struct group_levels l = {.clamped = false};
-        double level[2], steps = (double)((1 << spec->hi) - 1);
-        grid_fit(level, w + begin, NULL, n, spec->hi);
+        double top[2], steps = (double)((1 << spec->hi) - 1);
+        grid_fit(top, w + begin, NULL, n, spec->hi);
         for (int32_t i = begin; i < begin + n; i++) {
-            double c = rint(((double)w[i] - level[1]) / level[0] + 0.5 * steps);
+            double c = rint(((double)w[i] - top[1]) / top[0] + 0.5 * steps);
             code[i] = (uint8_t)fmin(fmax(c, 0), steps);
         }
         for (int b = spec->lo; b <= spec->hi; b++) {
+            double level[2] = {top[0], top[1]};
             float table[LEVELS_MAX];
             if (spec->kind[b] == LEVEL_NONE) {
                 continue;
             }
             if (b < spec->hi) {
                 fit_line(level, w + begin, code + begin, spec->hi - b, b, n);
-            } else {
-                grid_fit(level, w + begin, NULL, n, b);
             }
             l.scale[b] = nested_store_f16(&l.clamped, level[0]);
             l.offset[b] = nested_store_f16(&l.clamped, level[1]);
@@ -195,18 +194,26 @@ static int32_t first_above(const struct clusters *c, double value)
     return low;
 }
 
+/* The share of weight i: its distance to its neighbours to the power 2/3. */
+static double start_share(const struct clusters *c, int32_t i)
+{
+    int32_t left = i > 0 ? i - 1 : 0, right = i < c->n - 1 ? i + 1 : i;
+    double distance = (double)c->w[right].w - (double)c->w[left].w;
+    return right > left ? pow(distance / (right - left), 2.0 / 3.0) : 0;
+}
+
 /* Lloyd's rounds from borders at equal shares of the density's cube root: where clusters of least
  * squares lie in the limit of many. */
 static void cluster_start(struct clusters *c, int k)
 {
     double total = 0, at = 0;
-    for (int32_t i = 1; i < c->n; i++) {
-        total += pow((double)c->w[i].w - (double)c->w[i - 1].w, 2.0 / 3.0);
+    for (int32_t i = 0; i < c->n; i++) {
+        total += start_share(c, i);
     }
     c->border[0] = 0;
     int next = 1;
-    for (int32_t i = 1; i < c->n; i++) {
-        at += pow((double)c->w[i].w - (double)c->w[i - 1].w, 2.0 / 3.0);
+    for (int32_t i = 0; i < c->n; i++) {
+        at += start_share(c, i);
         while (next < k && at >= total * next / k) {
             c->border[next++] = i;
         }

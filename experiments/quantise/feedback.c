@@ -8,17 +8,11 @@
 #include "core/log.h"
 #include "experiments/quantise/baseline_fit.h"
 #include "experiments/quantise/row_chunk.h"
+#include "experiments/quantise/wide.h"
 
 /* The diagonal of H is raised by this share of its mean in coordinate descent, so that columns with
  * little activation do not wander. */
 static const double SWEEP_RIDGE = 1e-3;
-
-/* Loops over codes and columns give the same bits at every width: nothing is contracted. */
-#if defined(__x86_64__) && defined(__GLIBC__)
-#define WIDE __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define WIDE
-#endif
 
 /* What choosing codes in one group of one row needs: sum_s lambda_s (t_s - L_s)^2 is, but for the
  * part that all codes share, base - sum_s t_s slope_s. */

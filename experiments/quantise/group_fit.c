@@ -5,191 +5,16 @@
 #include <string.h>
 
 #include "core/tensor.h"
+#include "experiments/quantise/group_moments.h"
+#include "experiments/quantise/wide.h"
 
 /* Limits, not counts: every loop stops when the codes stand still. Four times as many rounds lower
  * the weighted error of Gaussian weights by 0.1 % (groups of 64) and 0.3 % (128). */
 enum { START_ROUNDS = 15, ADD_ROUNDS = 10, JOINT_ROUNDS = 16, TAIL_ROUNDS = 20 };
-enum { N_CODES_MAX = 1 << FIT_MAX_BITS, N_UNKNOWNS_MAX = FIT_MAX_BITS + 1 };
 
-/* Least squares are regularised by this share of the trace, towards the levels before. */
-static const double RIDGE = 1e-9;
-/* Below this share the spread of the codes is rounding. One weight of 128 with another code: 1e-4.
- */
-static const double SPREAD_MIN = 1e-12;
 /* The tail's first reach as a share of the largest remainder. Growing to what pays ends at 1.1 %
  * for Gaussian weights in groups of 128, shrinking from the largest remainder at 1.8 %. */
 static const double TAIL_START = 0.2;
-
-/* Everything before rounding is in units of the group: x = (w - centre) / span, |x| <= 1. */
-struct group {
-    const struct fit_spec *spec;
-    const float *weight; /* (n) of the squared errors; NULL: all 1 */
-    int n;
-    double centre, span;
-    float x[FIT_MAX_GROUP];
-    uint8_t code[FIT_MAX_GROUP];
-    struct sign_levels levels[FIT_MAX_BITS + 1];
-};
-
-/* Sums over the weights of products of plane signs: n[mask] without and x[mask] with the weight as
- * a factor, where mask has bit (bits - 1 - p) set for each plane p of the product. All that least
- * squares needs at every precision up to `bits`, since lower precisions are the first planes. */
-struct moments {
-    int bits;
-    double n[N_CODES_MAX], x[N_CODES_MAX], power;
-};
-
-static double column_weight(const struct group *g, int i)
-{
-    return g->weight ? (double)g->weight[i] : 1.0;
-}
-
-static void collect_moments(struct moments *m, const struct group *g, int bits, const float *target)
-{
-    int n_codes = 1 << bits;
-    *m = (struct moments){.bits = bits};
-    for (int i = 0; i < g->n; i++) {
-        double x = (double)target[i], weight = column_weight(g, i);
-        m->n[g->code[i]] += weight;
-        m->x[g->code[i]] += weight * x;
-        m->power += weight * x * x;
-    }
-    /* Walsh-Hadamard: per bit, (0, 1) becomes (sum, ones - zeros) */
-    for (int step = 1; step < n_codes; step *= 2) {
-        for (int c = 0; c < n_codes; c++) {
-            if (c & step) {
-                continue;
-            }
-            double zero = m->n[c], one = m->n[c | step];
-            m->n[c] = zero + one;
-            m->n[c | step] = one - zero;
-            zero = m->x[c];
-            one = m->x[c | step];
-            m->x[c] = zero + one;
-            m->x[c | step] = one - zero;
-        }
-    }
-}
-
-static int plane_mask(const struct moments *m, int plane)
-{
-    return 1 << (m->bits - 1 - plane);
-}
-
-/* In place: (a + ridge) d = r by Cholesky; d comes back in r. */
-static void solve_ridge(double a[N_UNKNOWNS_MAX][N_UNKNOWNS_MAX], double r[N_UNKNOWNS_MAX], int n)
-{
-    double trace = 0;
-    for (int i = 0; i < n; i++) {
-        trace += a[i][i];
-    }
-    for (int j = 0; j < n; j++) {
-        double pivot = a[j][j] + RIDGE * trace;
-        for (int k = 0; k < j; k++) {
-            pivot -= a[j][k] * a[j][k];
-        }
-        a[j][j] = sqrt(fmax(pivot, 0.5 * RIDGE * trace));
-        for (int i = j + 1; i < n; i++) {
-            double sum = a[i][j];
-            for (int k = 0; k < j; k++) {
-                sum -= a[i][k] * a[j][k];
-            }
-            a[i][j] = sum / a[j][j];
-        }
-        for (int k = 0; k < j; k++) {
-            r[j] -= a[j][k] * r[k];
-        }
-        r[j] /= a[j][j];
-    }
-    for (int j = n - 1; j >= 0; j--) {
-        for (int i = j + 1; i < n; i++) {
-            r[j] -= a[i][j] * r[i];
-        }
-        r[j] /= a[j][j];
-    }
-}
-
-static void fit_free(struct sign_levels *l, const struct moments *m, int bits)
-{
-    double a[N_UNKNOWNS_MAX][N_UNKNOWNS_MAX], r[N_UNKNOWNS_MAX], x[N_UNKNOWNS_MAX];
-    int mask[N_UNKNOWNS_MAX];
-    for (int p = 0; p < bits; p++) {
-        mask[p] = plane_mask(m, p);
-        x[p] = l->alpha[p];
-    }
-    mask[bits] = 0; /* the offset's sign is always +1 */
-    x[bits] = l->offset;
-    for (int i = 0; i <= bits; i++) {
-        r[i] = m->x[mask[i]];
-        for (int j = 0; j <= bits; j++) {
-            a[i][j] = m->n[mask[i] ^ mask[j]];
-            r[i] -= a[i][j] * x[j];
-        }
-    }
-    /* solved for the change, so that a direction without weights keeps its levels */
-    solve_ridge(a, r, bits + 1);
-    for (int p = 0; p < bits; p++) {
-        l->alpha[p] += r[p];
-    }
-    l->offset += r[bits];
-}
-
-static void fit_tied(struct sign_levels *l, const struct moments *m, int bits)
-{
-    double n = m->n[0], sum_v = 0, sum_vv = 0, sum_vx = 0;
-    for (int p = 0; p < bits; p++) { /* v = sum_p sign_p * 2^(bits - 1 - p), an odd integer */
-        double u = (double)(1 << (bits - 1 - p));
-        sum_v += u * m->n[plane_mask(m, p)];
-        sum_vx += u * m->x[plane_mask(m, p)];
-        for (int q = 0; q < bits; q++) {
-            sum_vv += u * (double)(1 << (bits - 1 - q)) * m->n[plane_mask(m, p) ^ plane_mask(m, q)];
-        }
-    }
-    double spread = n * sum_vv - sum_v * sum_v; /* 0 when only one code occurs */
-    double unit = l->alpha[bits - 1];
-    if (spread > SPREAD_MIN * n * sum_vv) {
-        unit = (n * sum_vx - sum_v * m->x[0]) / spread;
-    }
-    l->offset = (m->x[0] - unit * sum_v) / n;
-    for (int p = 0; p < bits; p++) {
-        l->alpha[p] = unit * (double)(1 << (bits - 1 - p));
-    }
-}
-
-/* Least squares for the codes behind m; *l holds the levels before. */
-static void fit_levels(struct sign_levels *l, enum level_kind kind, const struct moments *m,
-                       int bits)
-{
-    if (kind == LEVEL_TIED) {
-        fit_tied(l, m, bits);
-    } else {
-        fit_free(l, m, bits);
-    }
-}
-
-static double levels_error(const struct sign_levels *l, const struct moments *m, int bits)
-{
-    double error = m->power - 2 * l->offset * m->x[0] + l->offset * l->offset * m->n[0];
-    for (int p = 0; p < bits; p++) {
-        int mask = plane_mask(m, p);
-        error += 2 * l->alpha[p] * (l->offset * m->n[mask] - m->x[mask]);
-        for (int q = 0; q < bits; q++) {
-            error += l->alpha[p] * l->alpha[q] * m->n[mask ^ plane_mask(m, q)];
-        }
-    }
-    return error;
-}
-
-static void levels_table(double *out, const struct sign_levels *l, int bits)
-{
-    for (int c = 0; c < 1 << bits; c++) {
-        double v = l->offset;
-        for (int p = 0; p < bits; p++) {
-            v += c >> (bits - 1 - p) & 1 ? l->alpha[p] : -l->alpha[p];
-        }
-        out[c] = v;
-    }
-}
 
 /* sum_b lambda_b (x - L_b)^2 is, but for the part that all codes share, a line in x per code:
  * base[c] - x * slope[c]. The best code is the lowest line; n_codes comparisons, no squares. */
@@ -218,12 +43,6 @@ static void lines_set(struct lines *out, const double *slope, const double *base
 }
 
 /* Half of the time goes here. The wider instructions give the same bits: nothing is contracted. */
-#if defined(__x86_64__) && defined(__GLIBC__)
-#define WIDE __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define WIDE
-#endif
-
 /* Of equal lines the first code wins. Returns whether any code changed. */
 WIDE static bool assign_codes(struct group *g, const struct lines *lines)
 {
@@ -255,7 +74,7 @@ static bool assign_nearest(struct group *g, int bits)
 {
     double table[N_CODES_MAX], slope[N_CODES_MAX] = {0}, base[N_CODES_MAX] = {0};
     struct lines lines;
-    levels_table(table, &g->levels[bits], bits);
+    group_levels_table(table, &g->levels[bits], bits);
     lines_add(slope, base, bits, table, bits, 1.0);
     lines_set(&lines, slope, base, bits);
     return assign_codes(g, &lines);
@@ -270,8 +89,8 @@ static void start_levels(struct sign_levels *l, const struct group *g, int bits)
     for (int p = 0; p < bits; p++) {
         double sum = 0, total = 0;
         for (int i = 0; i < g->n; i++) {
-            sum += column_weight(g, i) * (double)fabsf(left[i]);
-            total += column_weight(g, i);
+            sum += group_weight(g, i) * (double)fabsf(left[i]);
+            total += group_weight(g, i);
         }
         l->alpha[p] = sum / total;
         if (g->spec->kind[bits] == LEVEL_TIED) {
@@ -307,15 +126,15 @@ static void start_alternate(struct group *g, int bits)
     start_levels(l, g, bits);
     assign_nearest(g, bits);
     for (int round = 0; round < START_ROUNDS; round++) {
-        collect_moments(&m, g, bits, g->x);
-        fit_levels(l, kind, &m, bits);
+        group_moments(&m, g, bits, g->x);
+        group_fit_levels(l, kind, &m, bits);
         sort_alphas(l, bits);
         if (!assign_nearest(g, bits)) {
             return;
         }
     }
-    collect_moments(&m, g, bits, g->x);
-    fit_levels(l, kind, &m, bits);
+    group_moments(&m, g, bits, g->x);
+    group_fit_levels(l, kind, &m, bits);
 }
 
 /* One plane more on frozen codes. The alternation may run past its best, which is what is kept. */
@@ -329,7 +148,7 @@ static void add_plane(struct group *g, int bits)
     l.alpha[bits - 1] = l.alpha[bits - 2] / 2;
     for (int round = 0; round < ADD_ROUNDS; round++) {
         double middle[N_CODES_MAX];
-        levels_table(middle, &l, bits - 1);
+        group_levels_table(middle, &l, bits - 1);
         int changed = round == 0;
         for (int i = 0; i < g->n; i++) {
             int code = 2 * parent[i] + ((double)g->x[i] >= middle[parent[i]]);
@@ -340,9 +159,9 @@ static void add_plane(struct group *g, int bits)
             break;
         }
         struct moments m;
-        collect_moments(&m, g, bits, g->x);
-        fit_levels(&l, kind, &m, bits);
-        double error = levels_error(&l, &m, bits);
+        group_moments(&m, g, bits, g->x);
+        group_fit_levels(&l, kind, &m, bits);
+        double error = group_levels_error(&l, &m, bits);
         if (round == 0 || error < best) {
             best = error;
             g->levels[bits] = l;
@@ -366,14 +185,14 @@ static double joint_rounds(struct group *g)
         double slope[N_CODES_MAX] = {0}, base[N_CODES_MAX] = {0};
         struct moments m;
         struct lines lines;
-        collect_moments(&m, g, spec->hi, g->x);
+        group_moments(&m, g, spec->hi, g->x);
         cost = 0;
         for (int b = spec->lo; b <= spec->hi; b++) {
             double table[N_CODES_MAX];
             if (is_held(spec, b)) {
-                fit_levels(&g->levels[b], spec->kind[b], &m, b);
-                cost += spec->lambda[b] * levels_error(&g->levels[b], &m, b);
-                levels_table(table, &g->levels[b], b);
+                group_fit_levels(&g->levels[b], spec->kind[b], &m, b);
+                cost += spec->lambda[b] * group_levels_error(&g->levels[b], &m, b);
+                group_levels_table(table, &g->levels[b], b);
                 lines_add(slope, base, spec->hi, table, b, spec->lambda[b]);
             }
         }
@@ -462,8 +281,8 @@ static void fit_tail(double fit[3], const struct group *g, uint8_t step[FIT_MAX_
     struct sign_levels line = {0};
     struct moments m;
     double largest = 0;
-    collect_moments(&m, g, FIT_MAX_BITS, g->x);
-    fit_tied(&line, &m, FIT_MAX_BITS);
+    group_moments(&m, g, FIT_MAX_BITS, g->x);
+    group_fit_levels(&line, LEVEL_TIED, &m, FIT_MAX_BITS);
     fit[0] = 2 * line.alpha[FIT_MAX_BITS - 1];
     fit[2] = line.offset;
     for (int i = 0; i < g->n; i++) {
@@ -491,7 +310,7 @@ static void fit_tail(double fit[3], const struct group *g, uint8_t step[FIT_MAX_
         if (!changed || round == TAIL_ROUNDS) {
             return;
         }
-        solve_ridge(a, r, 3);
+        group_solve(a, r, 3, GROUP_RIDGE);
         for (int j = 0; j < 3; j++) {
             fit[j] += r[j];
         }
@@ -602,7 +421,7 @@ static void own_rounds(struct group *g, float y[FIT_MAX_BITS + 1][FIT_MAX_GROUP]
             if (!is_held(spec, b)) {
                 continue;
             }
-            levels_table(table, &g->levels[b], b);
+            group_levels_table(table, &g->levels[b], b);
             lines_add(slope, base, spec->hi, table, b, spec->lambda[b]);
             for (int c = 0; c < lines.n_codes; c++) {
                 lines.slope[slot][c] = (float)slope[c];
@@ -616,8 +435,8 @@ static void own_rounds(struct group *g, float y[FIT_MAX_BITS + 1][FIT_MAX_GROUP]
         for (int b = spec->lo; b <= spec->hi; b++) {
             struct moments m;
             if (is_held(spec, b)) {
-                collect_moments(&m, g, spec->hi, y[b]);
-                fit_levels(&g->levels[b], spec->kind[b], &m, b);
+                group_moments(&m, g, spec->hi, y[b]);
+                group_fit_levels(&g->levels[b], spec->kind[b], &m, b);
             }
         }
         if (!changed && round > 0) {

@@ -10,12 +10,14 @@
 
 #include "core/log.h"
 #include "core/mem.h"
+#include "experiments/quantise/group_moments.h"
 #include "experiments/quantise/row_chunk.h"
+#include "experiments/quantise/wide.h"
 
 enum { GAUSS_SEIDEL_SWEEPS = 8, GRAM_BYTES_MAX = 32 << 20 };
 /* The diagonal of H is raised by this share of its mean, that of a group's equations by this share
  * of their trace: levels without weights keep what they have. */
-static const double H_RIDGE = 1e-4, GROUP_RIDGE = 1e-8;
+static const double H_RIDGE = 1e-4, UNKNOWN_RIDGE = 1e-8;
 
 struct refit {
     struct row_chunk *c; /* borrowed */
@@ -29,12 +31,6 @@ struct refit {
     float *gram;     /* (rows, size, size) */
     double *right;   /* (size) */
 };
-
-#if defined(__x86_64__) && defined(__GLIBC__)
-#define WIDE __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define WIDE
-#endif
 
 /* Eight sums side by side, added in the same order at every width. */
 WIDE static float dot(const float *a, const float *b, int32_t n)
@@ -159,47 +155,13 @@ static void fill_right(struct refit *r, int32_t row, int32_t chunk_row)
     }
 }
 
-/* a x = b in place by Cholesky; x comes back in b. */
-static void solve(double a[N_UNKNOWNS][N_UNKNOWNS], double b[N_UNKNOWNS], int n)
-{
-    double trace = 0;
-    for (int i = 0; i < n; i++) {
-        trace += a[i][i];
-    }
-    double floor = 0.5 * GROUP_RIDGE * trace;
-    for (int j = 0; j < n; j++) {
-        double pivot = a[j][j] + GROUP_RIDGE * trace;
-        for (int k = 0; k < j; k++) {
-            pivot -= a[j][k] * a[j][k];
-        }
-        a[j][j] = sqrt(pivot > floor ? pivot : floor);
-        for (int i = j + 1; i < n; i++) {
-            double v = a[i][j];
-            for (int k = 0; k < j; k++) {
-                v -= a[i][k] * a[j][k];
-            }
-            a[i][j] = v / a[j][j];
-        }
-        for (int k = 0; k < j; k++) {
-            b[j] -= a[j][k] * b[k];
-        }
-        b[j] /= a[j][j];
-    }
-    for (int j = n - 1; j >= 0; j--) {
-        for (int i = j + 1; i < n; i++) {
-            b[j] -= a[i][j] * b[i];
-        }
-        b[j] /= a[j][j];
-    }
-}
-
 static void solve_row(const struct refit *r, int32_t row, double *x)
 {
     const float *gram = r->gram + (size_t)row * (size_t)r->size * (size_t)r->size;
     int m = r->m;
     for (int sweep = 0; sweep < GAUSS_SEIDEL_SWEEPS; sweep++) {
         for (int32_t g = 0; g < r->size / m; g++) {
-            double a[N_UNKNOWNS][N_UNKNOWNS], b[N_UNKNOWNS];
+            double a[N_UNKNOWNS_MAX][N_UNKNOWNS_MAX], b[N_UNKNOWNS_MAX];
             for (int f = 0; f < m; f++) {
                 const float *line = gram + (size_t)(g * m + f) * (size_t)r->size;
                 b[f] = r->right[g * m + f];
@@ -213,7 +175,7 @@ static void solve_row(const struct refit *r, int32_t row, double *x)
             if (!(a[m - 1][m - 1] > 0)) {
                 continue; /* no activation at all in this group */
             }
-            solve(a, b, m);
+            group_solve(a, b, m, UNKNOWN_RIDGE);
             for (int f = 0; f < m; f++) {
                 x[g * m + f] += b[f];
             }

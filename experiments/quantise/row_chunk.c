@@ -140,7 +140,7 @@ static void round_levels(struct row_chunk *c, struct group_levels *l, int32_t ro
         }
         double *level = chunk_level(c, b, row, group);
         int n = level_unknowns(spec->kind[b], b);
-        uint16_t half[N_UNKNOWNS];
+        uint16_t half[FIT_MAX_BITS + 1];
         for (int i = 0; i < n; i++) {
             half[i] = nested_store_f16(&l->clamped, level[i]);
             level[i] = (double)f16_to_f32(half[i]);

@@ -11,7 +11,6 @@
 enum {
     CHUNK_BLOCK = 128,                             /* columns between two lazy updates */
     CHUNK_SLOTS = FIT_MAX_BITS - FIT_MIN_BITS + 1, /* precisions held, the tail aside */
-    N_UNKNOWNS = FIT_MAX_BITS + 1,                 /* of one group at most */
     N_PICKS = 1 << FIT_MAX_BITS
 };
 
