@@ -19,7 +19,7 @@ struct subcommand {
 };
 
 static const struct subcommand subcommands[] = {
-    {"quantize", "make a nested model (bit-planes) from a Hugging Face folder", cmd_quantize, NULL},
+    {"quantize", "make a nested model (bit-planes) from a Hugging Face folder", NULL, cmd_quantize},
     {"run", "decode a file of prompts under a precision policy (mpirun)", NULL, cmd_run},
     {"generate", "continue one prompt", NULL, cmd_generate},
     {"perplexity", "how well a model predicts a text, at any bits or plan", NULL, cmd_perplexity},
