@@ -2,6 +2,7 @@
 #include "experiments/quantise/calibrate.h"
 
 #include <math.h>
+#include <omp.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -41,10 +42,10 @@ struct calibrator {
     int32_t mid_width, longest;    /* of the windows */
     float *h, *q, *k, *v, *up, *y; /* (longest, width of each) cut from block */
     float *block;                  /* owned */
-    int32_t *place;                /* (3, longest) owned: slot, position and row of a window */
-    struct kv_layer kv;
+    int32_t *place;                /* (2, longest) owned: slot and position in a window */
+    float *scores;                 /* (threads, TILE_TOK, longest) owned */
     struct rope_table rope;
-    void *kv_block, *rope_block; /* owned (backend) */
+    void *rope_block; /* owned (backend) */
     struct calibrator_times times;
 };
 
@@ -74,20 +75,15 @@ static enum status make_rope(struct calibrator *c)
     return ST_OK;
 }
 
-static enum status make_kv(struct calibrator *c)
+static enum status make_places(struct calibrator *c)
 {
-    const struct model_config *m = c->config;
-    size_t n = (size_t)c->longest * (size_t)m->n_kv_heads * (size_t)m->head_dim;
-    TRY(backend_alloc(&c->be, &c->kv_block, 2 * n * sizeof(float)));
-    float *k = c->kv_block;
-    c->kv.k = tensor_4d(k, DT_F32, 1, m->n_kv_heads, c->longest, m->head_dim);
-    c->kv.v = tensor_4d(k + n, DT_F32, 1, m->n_kv_heads, c->longest, m->head_dim);
-    TRY(MEM_NEW(&c->place, 3 * (size_t)c->longest));
+    size_t scores;
+    TRY(MEM_NEW(&c->place, 2 * (size_t)c->longest));
     for (int32_t i = 0; i < c->longest; i++) {
         c->place[c->longest + i] = i;
-        c->place[2 * c->longest + i] = i;
     }
-    return ST_OK;
+    TRY(mem_mul(&scores, (size_t)TILE_TOK * (size_t)c->longest, (size_t)c->opt.n_threads));
+    return MEM_NEW(&c->scores, scores);
 }
 
 static enum status make_scratch(struct calibrator *c)
@@ -149,7 +145,7 @@ static enum status create(struct calibrator *c)
     TRY(backend_open(&c->be, "cpu", &(struct backend_options){.n_threads = c->opt.n_threads}));
     hessian_blas_begin();
     TRY(make_scratch(c));
-    TRY(make_kv(c));
+    TRY(make_places(c));
     TRY(make_rope(c));
     return embed_all(c);
 }
@@ -183,7 +179,6 @@ void calibrator_destroy(struct calibrator **cal)
         return;
     }
     if (c->be.ops) {
-        backend_release(&c->be, c->kv_block);
         backend_release(&c->be, c->rope_block);
     }
     backend_close(&c->be);
@@ -199,6 +194,7 @@ void calibrator_destroy(struct calibrator **cal)
     mem_free(c->mid);
     mem_free(c->block);
     mem_free(c->place);
+    mem_free(c->scores);
     mem_free(c);
     *cal = NULL;
 }
@@ -259,23 +255,62 @@ static enum status normalise(struct calibrator *c, float *y, float *x, enum mode
     return backend_rmsnorm(&c->be, &to, &from, &gain, m->norm_eps);
 }
 
-/* One window alone: its tokens at positions 0.. of the only slot. */
+/* The rows [begin, end) of a block of scores become softmax over what they may see. */
+static void softmax_rows(float *scores, int32_t begin, int32_t end)
+{
+    for (int32_t i = begin; i < end; i++) {
+        float *s = scores + (size_t)(i - begin) * (size_t)end, max = s[0], sum = 0;
+        for (int32_t j = 1; j <= i; j++) {
+            max = s[j] > max ? s[j] : max;
+        }
+        for (int32_t j = 0; j <= i; j++) {
+            s[j] = expf(s[j] - max);
+            sum += s[j];
+        }
+        for (int32_t j = 0; j <= i; j++) {
+            s[j] /= sum;
+        }
+        memset(s + i + 1, 0, (size_t)(end - i - 1) * sizeof *s);
+    }
+}
+
+/* Query rows [begin, end) of one head of one window. */
+static void attend_rows(struct calibrator *c, float *y, float *scores, int32_t head, int32_t begin,
+                        int32_t end)
+{
+    const struct model_config *m = c->config;
+    int32_t d = m->head_dim, wide = m->n_heads * d, narrow = m->n_kv_heads * d, n = end - begin;
+    int32_t kv = head / (m->n_heads / m->n_kv_heads) * d;
+    size_t at = (size_t)begin * (size_t)wide + (size_t)(head * d);
+    blas_gemm_bt(n, end, d, (float)(1.0 / sqrt((double)d)), c->q + at, wide, c->k + kv, narrow,
+                 0.0f, scores, end);
+    softmax_rows(scores, begin, end);
+    blas_gemm(n, d, end, 1.0f, scores, end, c->v + kv, narrow, 0.0f, y + at, wide);
+}
+
+/* One window alone: its tokens at positions 0..n_tok. */
 static enum status attend(struct calibrator *c, float *y, int32_t n_tok)
 {
     const struct model_config *m = c->config;
     int32_t *place = c->place;
     struct token_place at = {.slot = tensor_1d(place, DT_I32, n_tok),
                              .pos = tensor_1d(place + c->longest, DT_I32, n_tok),
-                             .kv_row = tensor_1d(place + 2 * c->longest, DT_I32, n_tok),
+                             .kv_row = tensor_1d(place + c->longest, DT_I32, n_tok),
                              .max_pos = n_tok - 1};
-    struct tensor q = tensor_3d(c->q, DT_F32, n_tok, m->n_heads, m->head_dim), out = q;
-    struct tensor k = tensor_3d(c->k, DT_F32, n_tok, m->n_kv_heads, m->head_dim), v = k;
-    v.data = c->v;
-    out.data = y;
+    struct tensor q = tensor_3d(c->q, DT_F32, n_tok, m->n_heads, m->head_dim);
+    struct tensor k = tensor_3d(c->k, DT_F32, n_tok, m->n_kv_heads, m->head_dim);
     TRY(backend_rope(&c->be, &q, &k, &at, &c->rope));
-    TRY(backend_kv_append(&c->be, &c->kv, &k, &v, &at));
-    float scale = (float)(1.0 / sqrt((double)m->head_dim));
-    return backend_attention(&c->be, &out, &q, &c->kv, &at, scale);
+    TRY(backend_sync(&c->be));
+    size_t one = (size_t)TILE_TOK * (size_t)c->longest;
+#pragma omp parallel for collapse(2) num_threads(c->opt.n_threads) schedule(dynamic, 1)
+    for (int32_t head = 0; head < m->n_heads; head++) {
+        for (int32_t t = 0; t < n_tok; t += TILE_TOK) {
+            attend_rows(c, y, c->scores + (size_t)omp_get_thread_num() * one, head, t,
+                        n_tok - t < TILE_TOK ? n_tok : t + TILE_TOK);
+        }
+    }
+    c->times.forward_flop += 2.0 * n_tok * (double)n_tok * m->n_heads * m->head_dim;
+    return ST_OK;
 }
 
 static enum status add_residual(struct calibrator *c, float *x, float *y, int32_t n_tok)

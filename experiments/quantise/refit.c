@@ -14,7 +14,8 @@
 #include "experiments/quantise/row_chunk.h"
 #include "experiments/quantise/wide.h"
 
-enum { GAUSS_SEIDEL_SWEEPS = 8, GRAM_BYTES_MAX = 32 << 20 };
+/* STRIP: columns of H at a time, a multiple of every group. */
+enum { GAUSS_SEIDEL_SWEEPS = 8, GRAM_BYTES_MAX = 32 << 20, STRIP = 512 };
 /* The diagonal of H is raised by this share of its mean, that of a group's equations by this share
  * of their trace: levels without weights keep what they have. */
 static const double H_RIDGE = 1e-4, UNKNOWN_RIDGE = 1e-8;
@@ -27,36 +28,51 @@ struct refit {
     int32_t rows;    /* at a time */
     float ridge;     /* on the diagonal of H */
     float *features; /* (m - 1, rows, n) */
-    float *product;  /* (rows, n) */
+    float *product;  /* (m - 1, rows, STRIP) */
     float *gram;     /* (rows, size, size) */
     double *right;   /* (size) */
 };
 
-/* Eight sums side by side, added in the same order at every width. */
+/* Sixteen sums side by side, added in the same order at every width. */
+enum { N_PARTS = 16 };
+
+static float add_parts(const float part[N_PARTS])
+{
+    float sum[4];
+    for (int j = 0; j < 4; j++) {
+        sum[j] = (part[j] + part[j + 8]) + (part[j + 4] + part[j + 12]);
+    }
+    return (sum[0] + sum[2]) + (sum[1] + sum[3]);
+}
+
 WIDE static float dot(const float *a, const float *b, int32_t n)
 {
-    float part[8] = {0};
+    float part[N_PARTS] = {0};
     int32_t i = 0;
-    for (; i + 8 <= n; i += 8) {
-        for (int j = 0; j < 8; j++) {
+    for (; i + N_PARTS <= n; i += N_PARTS) {
+        for (int j = 0; j < N_PARTS; j++) {
             part[j] += a[i + j] * b[i + j];
         }
     }
     for (; i < n; i++) {
-        part[i % 8] += a[i] * b[i];
+        part[i % N_PARTS] += a[i] * b[i];
     }
-    return ((part[0] + part[4]) + (part[2] + part[6])) +
-           ((part[1] + part[5]) + (part[3] + part[7]));
+    return add_parts(part);
 }
 
-static float sum(const float *a, int32_t n)
+WIDE static float sum(const float *a, int32_t n)
 {
-    float part[8] = {0};
-    for (int32_t i = 0; i < n; i++) {
-        part[i % 8] += a[i];
+    float part[N_PARTS] = {0};
+    int32_t i = 0;
+    for (; i + N_PARTS <= n; i += N_PARTS) {
+        for (int j = 0; j < N_PARTS; j++) {
+            part[j] += a[i + j];
+        }
     }
-    return ((part[0] + part[4]) + (part[2] + part[6])) +
-           ((part[1] + part[5]) + (part[3] + part[7]));
+    for (; i < n; i++) {
+        part[i % N_PARTS] += a[i];
+    }
+    return add_parts(part);
 }
 
 static void make_features(struct refit *r, int32_t first)
@@ -89,50 +105,60 @@ static void set_gram(struct refit *r, int32_t row, int32_t i, int32_t j, float v
     gram[(size_t)j * (size_t)r->size + (size_t)i] = v;
 }
 
-/* The row of equations of unknown (group, f) of one row, from `line` = its feature times H, whose
- * first element is column `begin`. */
+/* Part of the row of equations of unknown (group, f) of one row of W: from `line` = its feature
+ * times columns [begin, end) of H. begin is the first column of a group. */
 static void fill_line(struct refit *r, int32_t row, int32_t group, int f, const float *line,
-                      int32_t begin)
+                      int32_t begin, int32_t end)
 {
-    int32_t width = r->c->job->spec->group_cols, n = r->c->n;
-    for (int32_t g = group; g < r->c->job->n_groups; g++) {
-        int32_t at = g * width, cols = n - at < width ? n - at : width;
+    int32_t width = r->c->job->spec->group_cols;
+    for (int32_t at = begin; at < end; at += width) {
+        int32_t cols = end - at < width ? end - at : width, to = at / width * r->m;
         for (int e = 0; e < r->m - 1; e++) {
-            set_gram(r, row, group * r->m + f, g * r->m + e,
+            set_gram(r, row, group * r->m + f, to + e,
                      dot(line + (at - begin), feature(r, e, row, at), cols));
         }
-        set_gram(r, row, group * r->m + f, g * r->m + r->m - 1, sum(line + (at - begin), cols));
+        set_gram(r, row, group * r->m + f, to + r->m - 1, sum(line + (at - begin), cols));
     }
+}
+
+/* The products of the features of one group with columns [begin, end) of H, for all features and
+ * rows at once: few enough columns that they stay in the cache until they are summed up. */
+static double fill_strip(struct refit *r, int32_t group, int32_t begin, int32_t end)
+{
+    const struct chunk_job *job = r->c->job;
+    int32_t width = job->spec->group_cols, n = r->c->n, own = group * width;
+    int32_t cols = n - own < width ? n - own : width, left = end - begin;
+    int32_t lines = (r->m - 1) * r->rows;
+    blas_gemm(lines, left, cols, 1.0f, r->features + own, n,
+              job->h->h + (size_t)own * (size_t)n + begin, n, 0.0f, r->product, left);
+    for (int32_t i = 0; i < lines; i++) {
+        float *line = r->product + (size_t)i * (size_t)left;
+        const float *with = r->features + (size_t)i * (size_t)n + own;
+        for (int32_t k = 0; begin == own && k < cols; k++) {
+            line[k] += r->ridge * with[k];
+        }
+        fill_line(r, i % r->rows, group, i / r->rows, line, begin, end);
+    }
+    /* the offsets' line, a sum of rows of H, is the same for all rows */
+    memcpy(r->product, job->group_sums + (size_t)group * (size_t)n + begin,
+           (size_t)left * sizeof *r->product);
+    for (int32_t k = 0; begin == own && k < cols; k++) {
+        r->product[k] += r->ridge;
+    }
+    for (int32_t row = 0; row < r->rows; row++) {
+        fill_line(r, row, group, r->m - 1, r->product, begin, end);
+    }
+    return 2.0 * lines * (double)left * cols;
 }
 
 static double fill_gram(struct refit *r)
 {
-    const struct chunk_job *job = r->c->job;
-    int32_t width = job->spec->group_cols, n = r->c->n;
     double flop = 0;
-    for (int32_t g = 0; g < job->n_groups; g++) {
-        int32_t begin = g * width, cols = n - begin < width ? n - begin : width, left = n - begin;
-        for (int f = 0; f < r->m - 1; f++) {
-            blas_gemm(r->rows, left, cols, 1.0f, feature(r, f, 0, begin), n,
-                      job->h->h + (size_t)begin * (size_t)n + begin, n, 0.0f, r->product, left);
-            flop += 2.0 * r->rows * (double)left * cols;
-            for (int32_t row = 0; row < r->rows; row++) {
-                float *line = r->product + (size_t)row * (size_t)left;
-                const float *own = feature(r, f, row, begin);
-                for (int32_t k = 0; k < cols; k++) {
-                    line[k] += r->ridge * own[k];
-                }
-                fill_line(r, row, g, f, line, begin);
-            }
-        }
-        /* the offsets' line, a sum of rows of H, is the same for all rows */
-        memcpy(r->product, job->group_sums + (size_t)g * (size_t)n + begin,
-               (size_t)left * sizeof *r->product);
-        for (int32_t k = 0; k < cols; k++) {
-            r->product[k] += r->ridge;
-        }
-        for (int32_t row = 0; row < r->rows; row++) {
-            fill_line(r, row, g, r->m - 1, r->product, begin);
+    for (int32_t g = 0; g < r->c->job->n_groups; g++) {
+        int32_t first = g * r->c->job->spec->group_cols;
+        for (int32_t begin = first; begin < r->c->n; begin += STRIP) {
+            int32_t end = r->c->n - begin < STRIP ? r->c->n : begin + STRIP;
+            flop += fill_strip(r, g, begin, end);
         }
     }
     return flop;
@@ -196,7 +222,7 @@ enum status chunk_refit(struct row_chunk *c, int bits)
     enum status st = ST_OK;
     TRY_GOTO(st, MEM_NEW(&r.gram, (size_t)step * gram), done);
     TRY_GOTO(st, MEM_NEW(&r.features, (size_t)(r.m - 1) * (size_t)step * n), done);
-    TRY_GOTO(st, MEM_NEW(&r.product, (size_t)step * n), done);
+    TRY_GOTO(st, MEM_NEW(&r.product, (size_t)(r.m - 1) * (size_t)step * STRIP), done);
     TRY_GOTO(st, MEM_NEW(&r.right, r.size), done);
     for (int32_t first = 0; first < c->rows; first += step) {
         r.rows = c->rows - first < step ? c->rows - first : step;
