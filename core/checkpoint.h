@@ -53,6 +53,10 @@ MUST_CHECK enum status checkpoint_get_nested(const struct checkpoint *ckpt, cons
                                              int32_t n_cols, int32_t group_cols, int32_t n_planes,
                                              struct nested_source *out);
 
+/* Tells the system that a tensor's pages will not be read again soon, so that walking through a
+ * large file does not fill memory. Reading it again is allowed. */
+void checkpoint_done_with(const struct checkpoint *ckpt, const char *name);
+
 /* 32 hexadecimal digits of XXH3-128 over config.json and all tensors (name, dtype, shape, bytes) in
  * order of name: the same for one file or shards of the same tensors. Reads everything once. */
 enum { DIGEST_TEXT = 33 };

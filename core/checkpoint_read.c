@@ -4,6 +4,8 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include <xxhash.h>
 
@@ -270,6 +272,21 @@ static enum status digest_file(XXH3_state_t *state, const char *path)
     }
     digest_u64(state, total);
     return ST_OK;
+}
+
+void checkpoint_done_with(const struct checkpoint *ckpt, const char *name)
+{
+    const struct entry *e = checkpoint_find(ckpt, name);
+    if (!e) {
+        return;
+    }
+    const struct shard *s = &ckpt->shards[e->shard];
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    uintptr_t begin = (uintptr_t)s->map + s->data_at + e->begin;
+    uintptr_t first = (begin + page - 1) / page * page, last = (begin + e->bytes) / page * page;
+    if (last > first) {
+        (void)madvise((void *)first, last - first, MADV_DONTNEED);
+    }
 }
 
 enum status checkpoint_digest(const struct checkpoint *ckpt, const char *folder,

@@ -293,7 +293,10 @@ enum status tokenizer_encode(const struct tokenizer *tok, const char *text, size
     for (int i = 0; add_special && i < tok->n_first_ids; i++) {
         TRY_GOTO(st, encode_work_add(&w, tok->first_ids[i]), done);
     }
-    TRY_GOTO(st, encode_sections(&w, 0, text, bytes, true), done);
+    TRY_GOTO(st,
+             tok->spm ? tokenizer_encode_spm(&w, text, bytes)
+                      : encode_sections(&w, 0, text, bytes, true),
+             done);
     if (!w.ids) {
         TRY_GOTO(st, MEM_NEW(&w.ids, 1), done);
     }
@@ -321,6 +324,9 @@ int32_t tokenizer_bos(const struct tokenizer *tok)
 
 const char *tokenizer_kind(const struct tokenizer *tok)
 {
+    if (tok->spm) {
+        return tok->spm_is_bpe ? "SentencePiece BPE" : "SentencePiece";
+    }
     if (tok->byte_level) {
         return "BPE, byte-level";
     }

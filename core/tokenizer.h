@@ -1,6 +1,7 @@
 /* Text to token ids and back, from tokenizer.json: BPE with metaspace and byte fallback (Llama-2
  * kind), and byte-level BPE with its split pattern through PCRE2 (GPT-2, Llama-3, Qwen2 kinds);
- * added and special tokens; the BOS that a TemplateProcessing post-processor adds.
+ * added and special tokens; the BOS that a TemplateProcessing post-processor adds. A folder without
+ * tokenizer.json may have a tokenizer.model instead, which the SentencePiece library encodes with.
  * Anything in the file that is not understood is refused by name.
  * SPDX-License-Identifier: Apache-2.0
  */
@@ -16,15 +17,18 @@
 struct tokenizer;
 
 /* Reads folder/tokenizer.json (and tokenizer_config.json for add_bos_token where the file has no
- * post-processor). Errors: ST_IO (missing: names the folder and what was looked for), ST_FORMAT,
- * ST_UNSUPPORTED (kind named). n_vocab_model: ids at or above it are refused (0: no check). */
+ * post-processor), or else folder/tokenizer.model (with a BOS unless tokenizer_config.json says
+ * add_bos_token false; tokens added to the model and character maps are refused). Errors: ST_IO
+ * (missing: names the folder and what was looked for), ST_FORMAT, ST_UNSUPPORTED (kind named).
+ * n_vocab_model: ids at or above it are refused (0: no check). */
 MUST_CHECK enum status tokenizer_open(struct tokenizer **out, const char *folder,
                                       int32_t n_vocab_model);
 void tokenizer_close(struct tokenizer **tok);
 
 /* Ids of UTF-8 text. add_special: with what the post-processor adds (BOS). Special and added tokens
- * written in the text become their ids. *ids is allocated (mem_free). Bytes that are not UTF-8 are
- * refused with their offset (ST_USER). The empty text gives only the BOS, or nothing. */
+ * written in the text become their ids (not with a tokenizer.model: there they are text). *ids is
+ * allocated (mem_free). Bytes that are not UTF-8 are refused with their offset (ST_USER). The empty
+ * text gives only the BOS, or nothing. */
 MUST_CHECK enum status tokenizer_encode(const struct tokenizer *tok, const char *text, size_t bytes,
                                         bool add_special, int32_t **ids, int32_t *n_ids);
 

@@ -62,7 +62,13 @@ struct norm_step {
 
 enum prefix_when { PREFIX_NEVER, PREFIX_FIRST, PREFIX_ALWAYS };
 /* What decoding a whole text removes at its start. */
-enum strip_kind { STRIP_NOTHING, STRIP_ONE_SPACE, STRIP_FIRST_PIECE };
+enum strip_kind {
+    STRIP_NOTHING,
+    STRIP_ONE_SPACE,
+    STRIP_FIRST_PIECE,
+    STRIP_METASPACE, /* SentencePiece: a U+2581 that begins the first piece that shows something */
+    STRIP_METASPACES /* the same, and of the pieces that follow one of nothing else */
+};
 
 struct merge {
     int32_t left, right; /* ids; left is -1 in a free place of the table */
@@ -73,6 +79,9 @@ struct regex; /* a compiled split pattern, tokenizer_regex.c */
 
 struct tokenizer {
     bool byte_level; /* else metaspace */
+    struct spm *spm; /* owned; from a tokenizer.model: it encodes, and no part of the model below is
+                        filled; else NULL */
+    bool spm_is_bpe; /* else unigram (or word, char) */
 
     /* vocabulary */
     int32_t n_vocab;     /* largest id + 1 */
@@ -145,6 +154,15 @@ MUST_CHECK enum status tokenizer_load_parts(struct tokenizer *tok, const json_t 
 /* Refuses members that are not in the list (NULL at the end) by name. */
 MUST_CHECK enum status tokenizer_check_keys(const json_t *object, const char *const *allowed,
                                             const char *what, const char *path);
+
+/* The value of a piece "<0xNN>", -1 for any other text. */
+int16_t tokenizer_byte_piece(const char *text, size_t bytes);
+
+/* tokenizer_model.c. tokenizer.model, and tokenizer_config.json of the folder. */
+MUST_CHECK enum status tokenizer_load_spm(struct tokenizer *tok, const char *folder,
+                                          const char *path, int32_t n_vocab_model);
+/* A whole text to ids. */
+MUST_CHECK enum status tokenizer_encode_spm(struct encode_work *w, const char *text, size_t bytes);
 
 /* tokenizer_bpe.c. One pre-tokenised piece to ids. */
 MUST_CHECK enum status bpe_encode(struct encode_work *w, const char *text, size_t bytes);

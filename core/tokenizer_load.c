@@ -12,6 +12,7 @@
 #include <xxhash.h>
 
 #include "core/mem.h"
+#include "core/tokenizer_spm.h"
 #include "core/unicode.h"
 
 enum { FILE_BYTES = 256 * 1024 * 1024, MAX_MERGES = 1 << 24 };
@@ -63,8 +64,7 @@ static size_t mask_for(size_t n)
     return size - 1;
 }
 
-/* The value of "<0xNN>", -1 for any other text. */
-static int16_t byte_piece(const char *text, size_t bytes)
+int16_t tokenizer_byte_piece(const char *text, size_t bytes)
 {
     if (bytes != 6 || memcmp(text, "<0x", 3) != 0 || text[5] != '>') {
         return -1;
@@ -92,7 +92,7 @@ static enum status set_piece(struct tokenizer *tok, struct byte_buffer *all, int
     *p = (struct piece){.offset = (uint32_t)all->n,
                         .bytes = (uint16_t)bytes,
                         .flags = flags,
-                        .byte = byte_piece(text, bytes)};
+                        .byte = tokenizer_byte_piece(text, bytes)};
     TRY(byte_buffer_add(all, text, bytes)); // the file's size bounds the sum well below 4 GiB
     return ST_OK;
 }
@@ -457,16 +457,20 @@ enum status tokenizer_open(struct tokenizer **out, const char *folder, int32_t n
     if (n < 0 || m < 0 || (size_t)n >= sizeof path || (size_t)m >= sizeof other) {
         FAIL(ST_USER, "the name of the model folder is too long (%zu bytes)", strlen(folder));
     }
-    if (access(path, F_OK) != 0) {
-        FAIL(ST_IO, "%s has no tokenizer.json%s", folder,
-             access(other, F_OK) == 0
-                 ? " (only a tokenizer.model, which is not supported: write a tokenizer.json with "
-                   "save_pretrained of a fast tokenizer)"
-                 : "; put the one that belongs to the model there");
+    bool has_json = access(path, F_OK) == 0;
+    if (!has_json && access(other, F_OK) != 0) {
+        FAIL(ST_IO,
+             "%s has no tokenizer.json and no tokenizer.model; put the one that belongs to the "
+             "model there",
+             folder);
     }
-    TRY(json_read_file(&root, path, FILE_BYTES));
-    TRY_GOTO(st, MEM_NEW(&tok, 1), done);
-    TRY_GOTO(st, load(tok, root, path, folder, n_vocab_model), done);
+    TRY(MEM_NEW(&tok, 1));
+    if (has_json) {
+        TRY_GOTO(st, json_read_file(&root, path, FILE_BYTES), done);
+        TRY_GOTO(st, load(tok, root, path, folder, n_vocab_model), done);
+    } else {
+        TRY_GOTO(st, tokenizer_load_spm(tok, folder, other, n_vocab_model), done);
+    }
     *out = tok;
     tok = NULL;
 done:
@@ -490,6 +494,7 @@ void tokenizer_close(struct tokenizer **tok)
     for (int i = 0; i < TOKENIZER_MAX_SPLITS; i++) {
         regex_free(&t->split[i]);
     }
+    spm_close(t->spm);
     mem_free(t->piece);
     mem_free(t->text);
     mem_free(t->table);

@@ -91,13 +91,20 @@ static void feed_metaspace(struct token_stream *s, struct shown *out, const stru
 {
     bool drop = s->at_start && s->tok->strip == STRIP_FIRST_PIECE;
     if (s->tok->bytes_decoded && p->byte >= 0) {
+        s->at_start = s->at_start && s->tok->strip < STRIP_METASPACE; // a byte shows something
         feed_byte(s, out, (unsigned char)p->byte);
         return;
     }
     if (drop) {
         s->at_start = false; // also where the piece shows nothing: only the first one is stripped
     }
-    for (size_t i = 0; i < p->bytes;) {
+    size_t first = 0;
+    if (s->at_start && s->tok->strip >= STRIP_METASPACE) {
+        bool begins = p->bytes >= METASPACE_BYTES && memcmp(text, METASPACE, METASPACE_BYTES) == 0;
+        first = begins ? METASPACE_BYTES : 0;
+        s->at_start = s->tok->strip == STRIP_METASPACES && first == p->bytes;
+    }
+    for (size_t i = first; i < p->bytes;) {
         if (s->tok->metaspace_to_space && i + METASPACE_BYTES <= p->bytes &&
             memcmp(text + i, METASPACE, METASPACE_BYTES) == 0) {
             if (!drop) {

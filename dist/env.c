@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+#define _GNU_SOURCE // sched_getaffinity
 #include "dist/env.h"
 
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sched.h>
 #include <unistd.h>
 
 #include "core/log.h"
@@ -208,4 +210,31 @@ void env_end(struct env *env)
         }
     }
     env->started = false;
+}
+
+enum status env_default_threads(struct env *env, int *n_threads)
+{
+    MPI_Comm node;
+    int n_local = 1;
+    TRY_MPI(MPI_Comm_split_type(env->world, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &node));
+    TRY_MPI(MPI_Comm_size(node, &n_local));
+    TRY_MPI(MPI_Comm_free(&node));
+    *n_threads = 0;
+    if (getenv("OMP_NUM_THREADS")) {
+        return ST_OK;
+    }
+    cpu_set_t mask;
+    long n_online = sysconf(_SC_NPROCESSORS_ONLN);
+    int n_mine = (int)n_online;
+    if (sched_getaffinity(0, sizeof mask, &mask) == 0) {
+        n_mine = CPU_COUNT(&mask);
+    }
+    bool unbound = n_mine >= n_online;
+    *n_threads = unbound ? n_mine / n_local : n_mine;
+    *n_threads = *n_threads < 1 ? 1 : *n_threads;
+    if (unbound && n_local > n_mine && env->rank == 0) {
+        log_warn("%d ranks share %d CPUs of this node: they take turns, so expect low speed",
+                 n_local, n_mine);
+    }
+    return ST_OK;
 }

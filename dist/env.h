@@ -50,6 +50,10 @@ MUST_CHECK enum status env_agree(struct env *env, enum status st);
 /* Collective: bytes of text from rank 0 to all; *text is allocated (mem_free) on the other ranks.
  */
 MUST_CHECK enum status env_broadcast_text(struct env *env, char **text);
+/* Collective. Threads of this rank when the settings leave it open: OMP_NUM_THREADS where it is set
+ * (0: OpenMP decides), else the CPUs this rank may use, shared among the ranks of the node that see
+ * the same CPUs because nothing bound them. */
+MUST_CHECK enum status env_default_threads(struct env *env, int *n_threads);
 /* Ends the job from one rank. Never returns. */
 void env_abort(int code) __attribute__((noreturn));
 /* Stops the watchdog; MPI_Finalize once. Call it on the single exit path of main; not after a

@@ -14,6 +14,7 @@
 #include "experiments/cmd.h"
 #include "experiments/provenance.h"
 #include "experiments/quantise/nested_write.h"
+#include "experiments/quantise/share.h"
 #include "experiments/windows.h"
 #include "kernels/kernels.h"
 
@@ -274,13 +275,13 @@ static void use_tables(struct fit_spec *spec)
     }
 }
 
-static enum status make_options(struct nested_options *o, struct request *q)
+static enum status make_options(struct nested_options *o, struct request *q, int n_threads)
 {
     uint32_t bits, head_bits;
     double lambda[NUMBERS_MAX];
     int n_lambda = 0;
     *o = (struct nested_options){.force = q->force, .version = provenance_version()};
-    o->n_threads = q->threads ? q->threads : omp_get_max_threads();
+    o->n_threads = q->threads ? q->threads : n_threads ? n_threads : omp_get_max_threads();
     TRY(parse_bits(&bits, "--bits", q->bits ? q->bits : "2,3,4"));
     TRY(check_method(q, bits));
     o->method = q->method;
@@ -624,31 +625,60 @@ static enum status print_json(const struct nested_report *r, const struct reques
     return ST_OK;
 }
 
-enum status cmd_quantize(int argc, char **argv)
+/* The ranks as one group that shares a calibrated fit; a matrix may take a rank long. */
+static const double SHARE_TIMEOUT_S = 86400;
+
+static enum status open_group(struct collective *coll, struct env *env)
 {
-    struct request q;
+    if (env->size == 1) {
+        collective_local(coll);
+        return ST_OK;
+    }
+    TRY(env_grid(env, env->size));
+    return coll_mpi_open(coll, env, SHARE_TIMEOUT_S, 1 << 20);
+}
+
+static enum status quantize(struct env *env, struct request *q)
+{
     struct nested_options options;
     struct nested_report report;
     struct windows calib = {0};
-    TRY(parse_request(&q, argc, argv));
-    if (q.help) {
-        fputs(usage, stdout);
-        return ST_OK;
-    }
-    TRY(make_options(&options, &q));
+    struct collective coll = {0};
+    int n_threads = 0;
     enum status st = ST_OK;
-    if (q.calib) {
-        kernels_register_all();
-        TRY_GOTO(st, read_calibration(&calib, &q), done);
-        options.calib = &calib;
+    if (env->size > 1) {
+        TRY(env_default_threads(env, &n_threads));
     }
-    TRY_GOTO(st, nested_write(&report, q.model, q.out, &options), done);
-    if (q.json) {
-        TRY_GOTO(st, print_json(&report, &q, &options), done);
-    } else {
-        print_report(&report, &q, &options);
+    TRY(open_group(&coll, env));
+    TRY_GOTO(st, make_options(&options, q, n_threads), done);
+    options.coll = &coll;
+    if (q->calib) {
+        kernels_register_all();
+        TRY_GOTO(st, share_agree(&coll, read_calibration(&calib, q)), done);
+        options.calib = &calib;
+    } else if (env->size > 1) {
+        log_info("without --calib one rank does all of it; the others wait");
+    }
+    TRY_GOTO(st, nested_write(&report, q->model, q->out, &options), done);
+    if (env->rank == 0 && q->json) {
+        TRY_GOTO(st, print_json(&report, q, &options), done);
+    } else if (env->rank == 0) {
+        print_report(&report, q, &options);
     }
 done:
     windows_free(&calib);
+    collective_close(&coll);
     return st;
+}
+
+enum status cmd_quantize(struct env *env, int argc, char **argv)
+{
+    struct request q;
+    TRY(parse_request(&q, argc, argv));
+    if (q.help) {
+        fputs(env->rank == 0 ? usage : "", stdout);
+        return ST_OK;
+    }
+    enum status st = quantize(env, &q);
+    return env->size > 1 ? env_agree(env, st) : st;
 }

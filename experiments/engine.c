@@ -1,45 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#define _GNU_SOURCE
 #include "experiments/engine.h"
 
-#include <sched.h>
-#include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "core/log.h"
 #include "dist/shard.h"
 #include "kernels/kernels.h"
-
-/* Threads of this rank when the settings leave it open: OMP_NUM_THREADS where it is set (0: OpenMP
- * decides), else the CPUs this rank may use, shared among the ranks of the node that see the same
- * CPUs because nothing bound them. */
-static enum status default_threads(struct env *env, int *n_threads)
-{
-    MPI_Comm node;
-    int n_local = 1;
-    TRY_MPI(MPI_Comm_split_type(env->world, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &node));
-    TRY_MPI(MPI_Comm_size(node, &n_local));
-    TRY_MPI(MPI_Comm_free(&node));
-    *n_threads = 0;
-    if (getenv("OMP_NUM_THREADS")) {
-        return ST_OK;
-    }
-    cpu_set_t mask;
-    long n_online = sysconf(_SC_NPROCESSORS_ONLN);
-    int n_mine = (int)n_online;
-    if (sched_getaffinity(0, sizeof mask, &mask) == 0) {
-        n_mine = CPU_COUNT(&mask);
-    }
-    bool unbound = n_mine >= n_online;
-    *n_threads = unbound ? n_mine / n_local : n_mine;
-    *n_threads = *n_threads < 1 ? 1 : *n_threads;
-    if (unbound && n_local > n_mine && env->rank == 0) {
-        log_warn("%d ranks share %d CPUs of this node: they take turns, so expect low speed",
-                 n_local, n_mine);
-    }
-    return ST_OK;
-}
 
 static enum status open_model(struct engine *e, const struct settings *s)
 {
@@ -82,7 +48,7 @@ enum status engine_open(struct engine *e, struct env *env, const struct settings
     int n_threads = 0;
     *e = (struct engine){.env = env};
     TRY(env_grid(env, settings->parallel.tensor_ranks));
-    TRY(default_threads(env, &n_threads));
+    TRY(env_default_threads(env, &n_threads));
     enum status st = open_model(e, settings);
     st = st ? st : open_backend(e, settings, n_threads);
     TRY(env_agree(env, st));

@@ -19,10 +19,11 @@ struct subcommand {
 };
 
 static const struct subcommand subcommands[] = {
-    {"quantize", "make a nested model (bit-planes) from a Hugging Face folder", cmd_quantize, NULL},
+    {"quantize", "make a nested model (bit-planes) from a Hugging Face folder", NULL, cmd_quantize},
     {"run", "decode a file of prompts under a precision policy (mpirun)", NULL, cmd_run},
     {"generate", "continue one prompt", NULL, cmd_generate},
     {"perplexity", "how well a model predicts a text, at any bits or plan", NULL, cmd_perplexity},
+    {"tune", "find a precision: the lowest that loses nothing (tune high)", NULL, cmd_tune},
     {"logits", "logits of a list of ids as a NumPy file", NULL, cmd_logits},
     {"inspect", "what a model folder, a nested model or a run file holds", cmd_inspect, NULL},
     {"help-config", "every setting with its meaning", cmd_help_config, NULL},

@@ -7,7 +7,8 @@ top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 build=${PMPD_BUILD:-$top/build}
 
 packages=(gcc g++ cmake ninja-build pkg-config git ca-certificates python3 python3-venv openmpi-bin libopenmpi-dev
-          libhdf5-dev libconfig-dev libjansson-dev libpcre2-dev libxxhash-dev libisal-dev libopenblas-dev)
+          libhdf5-dev libconfig-dev libjansson-dev libpcre2-dev libxxhash-dev libisal-dev libsentencepiece-dev
+          libopenblas-dev)
 
 say() { printf '== %s\n' "$*"; }
 

@@ -1,5 +1,6 @@
 /* One block of a model fitted with calibration: its matrices in order, each to the second moments
- * of its input, each put back into the calibration before the next. Finished blocks are kept.
+ * of its input, each put back into the calibration before the next. Finished blocks are kept. The
+ * rows of a matrix are shared out over the ranks of `coll`; all of it is collective over them.
  * SPDX-License-Identifier: Apache-2.0
  */
 #ifndef PMPD_EXPERIMENTS_QUANTISE_BLOCK_FIT_H
@@ -9,6 +10,7 @@
 #include "experiments/quantise/block_store.h"
 #include "experiments/quantise/calibrate.h"
 #include "experiments/quantise/hessian_fit.h"
+#include "experiments/quantise/share.h"
 
 /* What all blocks share; all pointers borrowed. */
 struct block_job {
@@ -17,7 +19,8 @@ struct block_job {
     const struct fit_spec *spec;
     const struct hessian_options *options;
     struct calibrator *cal;
-    struct block_store *store;
+    struct block_store *store; /* used on rank 0 */
+    struct collective *coll;
     struct progress *progress; /* counts weights */
     double *n_done;
     struct fit_times *times;

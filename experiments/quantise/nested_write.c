@@ -33,7 +33,9 @@ struct job {
     struct checkpoint *ckpt;          /* owned */
     struct checkpoint_writer *writer; /* owned */
     struct progress progress;
-    double n_done;            /* weights */
+    double n_done; /* weights */
+    struct collective *coll;
+    bool writer_rank;         /* rank 0 of coll: has the output folder */
     struct calibrator *cal;   /* owned; NULL: without calibration */
     struct block_store store; /* with calibration */
     int n_used;               /* tensors of the source */
@@ -296,7 +298,9 @@ static enum status do_nested(struct job *job, enum phase phase, const char *name
         job->progress.total += (double)n_rows * n_cols;
         return announce_nested(job, name, spec, n_rows, n_cols, role);
     }
-    return name_error(write_nested(job, name, &w, spec, role), job, tensor);
+    TRY(name_error(write_nested(job, name, &w, spec, role), job, tensor));
+    checkpoint_done_with(job->ckpt, tensor);
+    return ST_OK;
 }
 
 /* The same matrices in the same order, block by block, with calibration. */
@@ -314,6 +318,7 @@ static enum status write_calibrated(struct job *job)
                                .options = &how,
                                .cal = job->cal,
                                .store = &job->store,
+                               .coll = job->coll,
                                .progress = &job->progress,
                                .n_done = &job->n_done,
                                .times = &r->fit,
@@ -327,11 +332,11 @@ static enum status write_calibrated(struct job *job)
                 continue;
             }
             model_matrix_name(name, c, layer, (enum matrix_role)role);
-            st = do_parts(job, WRITE, name, &block.buffer[role].source);
+            st = job->writer_rank ? do_parts(job, WRITE, name, &block.buffer[role].source) : ST_OK;
             fit_report_add(&r->role[role].fit, &block.report[role]);
         }
         fitted_block_free(&block);
-        TRY(st);
+        TRY(share_agree(job->coll, st));
     }
     r->n_resumed = blocks.n_resumed;
     if (o->nested_head) {
@@ -340,12 +345,15 @@ static enum status write_calibrated(struct job *job)
         struct tensor w;
         struct nested_buffer buffer = {0};
         TRY(checkpoint_get_shape(job->ckpt, source, c->vocab, c->hidden, &w));
-        TRY(calibrator_moments(job->cal, c->n_layers, M_Q, &h));
-        enum status st = block_fit_matrix(&buffer, &r->role[ROLE_HEAD].fit, &blocks, &o->head_spec,
-                                          &w, h, source);
-        st = st ? st : do_parts(job, WRITE, MODEL_HEAD_NAME, &buffer.source);
+        enum status st = share_agree(job->coll, calibrator_moments(job->cal, c->n_layers, M_Q, &h));
+        st = st ? st
+                : block_fit_matrix(&buffer, &r->role[ROLE_HEAD].fit, &blocks, &o->head_spec, &w, h,
+                                   source);
+        if (st == ST_OK && job->writer_rank) {
+            st = do_parts(job, WRITE, MODEL_HEAD_NAME, &buffer.source);
+        }
         nested_buffer_free(&buffer);
-        TRY(st);
+        TRY(share_agree(job->coll, st));
     }
     r->calib = calibrator_times(job->cal);
     for (int i = 0; i < N_FIT_STAGES; i++) {
@@ -523,13 +531,12 @@ static enum status begin_calibration(struct job *job, const char *out)
     windows_digest(o->calib, job->report->calib_digest);
     make_stamp(stamp, job);
     TRY(calibrator_create(&job->cal, &job->config, job->ckpt, o->calib, &options));
-    return block_store_begin(&job->store, out, stamp);
+    return job->writer_rank ? block_store_begin(&job->store, out, stamp) : ST_OK;
 }
 
-static enum status run_job(struct job *job, const char *out)
+/* Everything before the first weight is fitted. */
+static enum status prepare_job(struct job *job, const char *out, char path[OUT_PATH_BYTES])
 {
-    char path[OUT_PATH_BYTES];
-    bool has_tokenizer;
     TRY(model_config_read(&job->config, job->model));
     if (job->config.nested) {
         FAIL(ST_USER, "%s is nested already; quantize takes the dense model it was made from",
@@ -538,19 +545,31 @@ static enum status run_job(struct job *job, const char *out)
     job->report->family = job->config.family;
     TRY(checkpoint_open(&job->ckpt, job->model));
     TRY(model_check_biases(&job->config, job->ckpt));
-    TRY(out_folder_begin(&job->out, out, job->options->force));
-    TRY(out_folder_path(path, &job->out, "model.safetensors"));
-    TRY(checkpoint_writer_create(&job->writer, path));
     progress_begin(&job->progress, "quantize", "weights", 0);
-    TRY(do_dense_tensors(job, ANNOUNCE));
-    TRY(do_nested_tensors(job, ANNOUNCE));
-    warn_unused(job);
-    TRY(checkpoint_digest(job->ckpt, job->model, job->report->source_digest));
-    if (job->options->calib) {
-        TRY(begin_calibration(job, out));
+    if (job->writer_rank) {
+        TRY(out_folder_begin(&job->out, out, job->options->force));
+        TRY(out_folder_path(path, &job->out, "model.safetensors"));
+        TRY(checkpoint_writer_create(&job->writer, path));
+        TRY(do_dense_tensors(job, ANNOUNCE));
+        TRY(do_nested_tensors(job, ANNOUNCE));
+        warn_unused(job);
+        TRY(checkpoint_digest(job->ckpt, job->model, job->report->source_digest));
     }
-    TRY(do_dense_tensors(job, WRITE));
-    TRY(do_nested_tensors(job, WRITE));
+    return job->options->calib ? begin_calibration(job, out) : ST_OK;
+}
+
+static enum status run_job(struct job *job, const char *out)
+{
+    char path[OUT_PATH_BYTES];
+    bool has_tokenizer;
+    TRY(share_agree(job->coll, prepare_job(job, out, path)));
+    TRY(share_agree(job->coll, job->writer_rank ? do_dense_tensors(job, WRITE) : ST_OK));
+    if (job->writer_rank || job->cal) {
+        TRY(do_nested_tensors(job, WRITE));
+    }
+    if (!job->writer_rank) {
+        return ST_OK;
+    }
     progress_end(&job->progress);
     TRY(checkpoint_writer_finish(job->writer));
     struct stat info;
@@ -579,7 +598,11 @@ enum status nested_write(struct nested_report *report, const char *model, const 
     INVARIANT(!options->nested_head || (head->n_planes == options->spec.n_planes &&
                                         head->group_cols == options->spec.group_cols));
     *report = (struct nested_report){0};
-    struct job job = {.options = options, .report = report, .model = model};
+    struct job job = {.options = options, .report = report, .model = model, .coll = options->coll};
+    struct collective alone;
+    collective_local(&alone);
+    job.coll = job.coll ? job.coll : &alone;
+    job.writer_rank = job.coll->rank == 0;
     double start = clock_s();
     enum status st = run_job(&job, out);
     checkpoint_writer_destroy(&job.writer);

@@ -10,6 +10,7 @@
 #include <stdint.h>
 
 #include "core/checkpoint.h"
+#include "core/collective.h"
 #include "core/model.h"
 #include "experiments/quantise/calibrate.h"
 #include "experiments/quantise/hessian_fit.h"
@@ -35,6 +36,8 @@ struct nested_options {
     bool force; /* replace a nested model that is at OUT */
     int n_threads;
     const char *version; /* borrowed: the program, for quantization_config */
+    struct collective
+        *coll; /* borrowed; with calibration: the ranks that share the fit; NULL: one */
 };
 
 /* What was done to the matrices of one role; ROLE_HEAD is the nested head. */

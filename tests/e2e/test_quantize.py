@@ -93,6 +93,17 @@ class Embedded(Case):
                  "--head-bits", "2,3,4", "--tail", 8)
         self.assertEqual(files(self.folder / "t1"), files(self.folder / "t3"))
 
+    def test_ranks(self):
+        """Rows shared out over ranks: the same folder byte for byte; a failure of one ends all."""
+        for ranks in (1, 3):
+            pmpd("quantize", TINY, self.folder / f"r{ranks}", "--calib", self.calib, "--head-bits", "2,3,4",
+                 "--tail", 8, ranks=ranks)
+        self.assertEqual(files(self.folder / "r1"), files(self.folder / "r3"))
+        done = pmpd("quantize", TINY, self.folder / "r1", "--calib", self.calib, ranks=2, ok=False, timeout=60)
+        self.assertNotEqual(done.returncode, 0)
+        self.assertEqual(done.stderr.decode().count("pmpd: error: "), 1)
+        self.assertIn("r1", done.stderr.decode())
+
     def test_resume(self):
         """Killed after some blocks and started again: the same model, and the kept blocks are gone."""
         args = ["quantize", TINY, self.folder / "killed", "--calib", self.calib, "--sweeps", 4, "--json"]

@@ -1,20 +1,23 @@
 """Write the tokenizer fixtures: make_tokenizer_cases.py OUT_DIR   (OUT_DIR: tests/golden/tokenizer)
 
-Needs `pip install tokenizers==0.23.3`, which is the independent implementation that test_tokenizer
-is held against. Six tiny tokenizers are trained on the text below, one for each kind of file that
-core/tokenizer reads; cases.json holds awkward texts, their ids and what the ids decode to.
+Needs `pip install tokenizers==0.23.3 sentencepiece==0.2.0`, which are the independent implementations
+that test_tokenizer is held against. Tiny tokenizers are trained on the text below, one for each kind
+of file that core/tokenizer reads; cases.json holds awkward texts, their ids and what the ids decode to.
 SPDX-License-Identifier: Apache-2.0
 """
+import io
 import json
 import pathlib
 import random
 import sys
 
+import sentencepiece
 import tokenizers
 from tokenizers import (AddedToken, Regex, Tokenizer, decoders, models, normalizers,
                         pre_tokenizers, processors, trainers)
 
 VERSION = "0.23.3"
+SPM_VERSION = "0.2.0"
 LLAMA3_SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
                 r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
 QWEN2_SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
@@ -157,6 +160,19 @@ def make_gpt2_prefix():
     return finish(t, lambda model: None, False)
 
 
+def make_neox():
+    """GPT-NeoX: GPT-2's pattern behind NFC, and runs of spaces as added tokens that are looked for first."""
+    t = Tokenizer(models.BPE())
+    t.normalizer = normalizers.NFC()
+    t.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=True)
+    t.decoder = decoders.ByteLevel(add_prefix_space=False, trim_offsets=True)
+    train(t, 450, True)
+    t.post_processor = processors.ByteLevel(add_prefix_space=False, trim_offsets=True)
+    t = finish(t, as_lines, True)
+    t.add_tokens([AddedToken(" " * n, normalized=True) for n in range(16, 1, -1)])
+    return t
+
+
 def make_split(pattern, vocabulary, normalizer, edit, extra):
     t = Tokenizer(models.BPE())
     if normalizer:
@@ -210,13 +226,59 @@ def random_ids(tokenizer, byte_level, rng):
     return made
 
 
+def make_spm(**options):
+    """A SentencePiece model. Identity normalisation, as the Llama family has it."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(line for line in TEXT.splitlines() if line), model_writer=model,
+        normalization_rule_name="identity", minloglevel=2, num_threads=1, hard_vocab_limit=False, **options)
+    return model.getvalue()
+
+
+SPM = {  # name: (trainer's options, tokenizer_config.json)
+    "spm-bpe": ({"model_type": "bpe", "vocab_size": 560, "byte_fallback": True, "split_digits": True,
+                 "remove_extra_whitespaces": False, "allow_whitespace_only_pieces": True,
+                 "character_coverage": .98}, {"add_bos_token": True, "add_eos_token": False}),
+    "spm-unigram": ({"model_type": "unigram", "vocab_size": 220, "character_coverage": .98,
+                     "user_defined_symbols": ["<|end|>", "New York"]}, None),
+    "spm-bytes": ({"model_type": "unigram", "vocab_size": 480, "byte_fallback": True,
+                   "add_dummy_prefix": False, "remove_extra_whitespaces": False,
+                   "unk_surface": "?!"}, {"add_bos_token": False}),
+}
+
+
+def spm_cases(out, name, texts):
+    options, config = SPM[name]
+    folder = out / name
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tokenizer.model").write_bytes(make_spm(**options))
+    if config:
+        (folder / "tokenizer_config.json").write_text(json.dumps(config) + "\n")
+    sp = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+    first = [sp.bos_id()] if config is None or config["add_bos_token"] else []
+    ids = [sp.encode(text) for text in texts]
+    shown = [sp.decode(i) for i in ids]
+    rng = random.Random(3)
+    known = [i for i in range(len(sp)) if not sp.is_byte(i)]
+    made_up = [[rng.choice(known if rng.random() < .8 else known[:6]) for _ in range(rng.randint(1, 14))]
+               for _ in range(40)]
+    print(f"{name}: {len(sp)} pieces, {sum(map(len, ids))} ids, "
+          f"{sum(a != b for a, b in zip(texts, shown))} texts that do not come back as they were")
+    return {"name": name, "first": first, "n_vocab": len(sp), "ids": ids,
+            "decoded": [None if a == b else b for a, b in zip(texts, shown)],
+            "random_ids": made_up, "random_decoded": [sp.decode(i) for i in made_up]}
+
+
 def main(out_dir):
     if tokenizers.__version__ != VERSION:
         sys.exit(f"tokenizers {VERSION} is needed, found {tokenizers.__version__}")
+    if sentencepiece.__version__ != SPM_VERSION:
+        sys.exit(f"sentencepiece {SPM_VERSION} is needed, found {sentencepiece.__version__}")
     out = pathlib.Path(out_dir)
     made = {
         "gpt2": make_gpt2(),
         "gpt2-prefix": make_gpt2_prefix(),
+        "gpt-neox": make_neox(),
         "llama3": make_split(LLAMA3_SPLIT, 560, None, whole_words, False),
         "qwen2": make_split(QWEN2_SPLIT, 480, normalizers.NFC(), lambda model: None, True),
         "metaspace-first": make_metaspace("first", False, True, 560),
@@ -224,7 +286,8 @@ def main(out_dir):
         "llama2": make_llama2(),
     }
     texts = awkward_texts(random.Random(1))
-    cases = {"made_by": f"make_tokenizer_cases.py, tokenizers {VERSION}", "texts": texts,
+    cases = {"made_by": f"make_tokenizer_cases.py, tokenizers {VERSION}, sentencepiece {SPM_VERSION}",
+             "texts": texts,
              "tokenizers": []}
     for name, tokenizer in made.items():
         folder = out / name
@@ -242,7 +305,7 @@ def main(out_dir):
             shown = tokenizer.decode(plain, skip_special_tokens=True)
             ids.append(plain)
             decoded.append(None if shown == text else shown)
-        made_up = random_ids(tokenizer, "gpt2" in name or name in ("llama3", "qwen2"),
+        made_up = random_ids(tokenizer, "gpt" in name or name in ("llama3", "qwen2"),
                              random.Random(2))
         cases["tokenizers"].append({
             "name": name, "first": first, "n_vocab": tokenizer.get_vocab_size(), "ids": ids,
@@ -251,6 +314,7 @@ def main(out_dir):
         print(f"{name}: {tokenizer.get_vocab_size()} tokens, "
               f"{sum(map(len, ids))} ids, {sum(d is not None for d in decoded)} texts that do not "
               "come back as they were")
+    cases["tokenizers"] += [spm_cases(out, name, texts) for name in SPM]
     (out / "cases.json").write_text(json.dumps(cases, ensure_ascii=False, separators=(",", ":"))
                                     + "\n")
 

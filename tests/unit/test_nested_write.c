@@ -64,7 +64,8 @@ static enum status run_cli(const char *stdout_path, const char *const *words)
     fflush(stdout);
     int keep = dup(STDOUT_FILENO), fd = open(stdout_path, O_WRONLY | O_CREAT | O_TRUNC, 0666);
     CHECK(keep >= 0 && fd >= 0 && dup2(fd, STDOUT_FILENO) >= 0);
-    enum status st = cmd_quantize(argc, argv);
+    struct env env = {.size = 1};
+    enum status st = cmd_quantize(&env, argc, argv);
     fflush(stdout);
     dup2(keep, STDOUT_FILENO);
     close(keep);
