@@ -7,23 +7,6 @@
 #include "core/log.h"
 #include "core/mem.h"
 
-static void segment_whole(struct segment_share *s, int32_t n)
-{
-    *s = (struct segment_share){.total = 1, .begin = 0, .end = 1, .cut = {0, n}};
-}
-
-void model_shard_whole(struct model_shard *out, const struct model_config *config)
-{
-    *out = (struct model_shard){.size = 1,
-                                .head_end = config->n_heads,
-                                .kv_end = config->n_kv_heads,
-                                .ffn_end = config->ffn,
-                                .vocab_end = config->vocab};
-    segment_whole(&out->attn, config->n_heads * config->head_dim);
-    segment_whole(&out->mlp, config->ffn);
-    segment_whole(&out->vocab, config->vocab);
-}
-
 static int float_bits(const struct tensor *t)
 {
     return (int)(8 * dtype_bytes(t->dtype));

@@ -40,9 +40,6 @@ struct model_shard {
     struct segment_share attn, mlp, vocab;
 };
 
-/* The shard of the only rank: everything, one segment each. */
-void model_shard_whole(struct model_shard *out, const struct model_config *config);
-
 struct linear {
     bool is_nested;
     struct nested_matrix nested; /* owned (backend) */
