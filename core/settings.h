@@ -50,6 +50,7 @@ struct settings {
         char switches[SETTINGS_TEXT_BYTES];  /* policy.switches: "0:4 85:3" (static, reversed) */
         char alternate[SETTINGS_TEXT_BYTES]; /* policy.alternate: "4 2" (alternate) */
         double dial;                         /* policy.dial in [0, 1] */
+        char replay[SETTINGS_PATH_BYTES];    /* policy.replay: a run file (replay) */
     } policy;
     struct {
         char path[SETTINGS_PATH_BYTES];  /* prompts.path: JSONL */
@@ -62,6 +63,8 @@ struct settings {
     } output;
     struct {
         char name[SETTINGS_WORD_BYTES]; /* run.name */
+        double deadline_s;              /* run.deadline_s; 0 = none */
+        int32_t max_deaths;             /* run.max_deaths; 0 = any number */
     } run;
     struct {
         char level[SETTINGS_WORD_BYTES]; /* log.level: error, warn, info, debug */

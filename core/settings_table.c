@@ -90,6 +90,8 @@ static const struct setting_row rows[] = {
      "\"4 2\"."},
     {"policy.dial", SET_F64, FIELD(policy.dial), 0, 1, NULL, "0.5", "",
      "How much quality a policy with a choice should buy: 0 cheapest, 1 best."},
+    {"policy.replay", SET_TEXT, FIELD(policy.replay), 0, 0, NULL, "", "",
+     "Run file whose recorded plans the replay policy repeats; pmpd run --replay sets it."},
 
     {"prompts.path", SET_TEXT, FIELD(prompts.path), 0, 0, NULL, "", "",
      "Prompt file, JSONL: one object per line with turns (a list of texts) and optionally id, "
@@ -108,6 +110,12 @@ static const struct setting_row rows[] = {
 
     {"run.name", SET_TEXT, FIELD(run.name), 0, 0, NULL, "", "",
      "Name of the run in run.h5 and answers.jsonl. Empty: made from model and policy."},
+    {"run.deadline_s", SET_F64, FIELD(run.deadline_s), 0, 1e9, NULL, "0", "s",
+     "Stop so long after the start, with what is finished kept; the program then ends with exit "
+     "code 75 and the same command resumes. Set it below a job's time limit. 0: never."},
+    {"run.max_deaths", SET_I32, FIELD(run.max_deaths), 0, 1000000, NULL, "5", "starts",
+     "After so many starts in a row that died without a word (killed, a lost host) and finished no "
+     "prompt, do not try again. 0: always try."},
 
     {"log.level", SET_TEXT, FIELD(log.level), 0, 0, log_words, "info", "",
      "How much is told on stderr: error, warn, info, debug (all ranks)."},

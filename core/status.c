@@ -73,12 +73,13 @@ void status_clear(void)
 const char *status_name(enum status st)
 {
     static const char *const names[ST_N] = {
-        [ST_OK] = "ST_OK",       [ST_USER] = "ST_USER",
-        [ST_IO] = "ST_IO",       [ST_FORMAT] = "ST_FORMAT",
-        [ST_SHAPE] = "ST_SHAPE", [ST_NOMEM] = "ST_NOMEM",
-        [ST_CUDA] = "ST_CUDA",   [ST_UNSUPPORTED] = "ST_UNSUPPORTED",
-        [ST_MPI] = "ST_MPI",     [ST_NCCL] = "ST_NCCL",
-        [ST_HDF5] = "ST_HDF5",   [ST_TIMEOUT] = "ST_TIMEOUT",
+        [ST_OK] = "ST_OK",           [ST_USER] = "ST_USER",
+        [ST_IO] = "ST_IO",           [ST_FORMAT] = "ST_FORMAT",
+        [ST_SHAPE] = "ST_SHAPE",     [ST_NOMEM] = "ST_NOMEM",
+        [ST_CUDA] = "ST_CUDA",       [ST_UNSUPPORTED] = "ST_UNSUPPORTED",
+        [ST_MPI] = "ST_MPI",         [ST_NCCL] = "ST_NCCL",
+        [ST_HDF5] = "ST_HDF5",       [ST_TIMEOUT] = "ST_TIMEOUT",
+        [ST_NUMERIC] = "ST_NUMERIC", [ST_STOPPED] = "ST_STOPPED",
     };
     return (unsigned)st < ST_N ? names[st] : "ST_?";
 }

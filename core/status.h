@@ -18,6 +18,8 @@ enum status {
     ST_NCCL,
     ST_HDF5,
     ST_TIMEOUT,
+    ST_NUMERIC, /* a result that is not a number */
+    ST_STOPPED, /* stopped on request (signal, deadline): the same command again resumes */
     ST_N
 };
 
