@@ -111,11 +111,13 @@ static void *pester(void *unused)
     static char rubbish[1 << 16];
     memset(rubbish, 0xFF, sizeof rubbish);
     memcpy(rubbish, "GET / HTTP/1.0\r\n\r\n", 18);
-    // a frame's magic and a hello of the right size with a wrong token
+    // right but for the token
     struct {
         uint32_t magic, kind, bytes, unused;
-        char payload[80];
-    } hello = {0x4C4D5031, 1, 80, 0, {1}};
+        uint64_t token;
+        int32_t rank;
+        char host[68];
+    } hello = {0x4C4D5031, 1, 80, 0, 12345, 1, "h"};
     int fds[100];
     for (int i = 0; i < 100; i++) {
         struct sockaddr_in in = {.sin_family = AF_INET,
@@ -216,10 +218,15 @@ static int deep(int n)
     return n == 0 ? 0 : deep(n + 1) + room[0];
 }
 
+#ifdef __SANITIZE_ADDRESS__ // it sees the signal after the lifeline, and ends the process its way
+enum { SANITIZED = 1 };
+#else
+enum { SANITIZED = 0 };
+#endif
 static int volatile *nowhere;
 static int volatile zero;
 
-static void die(struct env *env, const char *mode)
+__attribute__((no_sanitize_undefined)) static void die(struct env *env, const char *mode)
 {
     int rank = env->rank;
     if (strcmp(mode, "error") == 0 && rank > 0) {
@@ -376,7 +383,8 @@ static int drive(const char *program, const char *mpiexec)
         int n_failed = check_n_failed;
         double begin = clock_s();
         int code = run_mode(program, mpiexec, d, text);
-        CHECK(code >= 0 && (d->code == -1 ? code > 0 : d->code == -2 || code == d->code));
+        bool any = d->code == -1 || (SANITIZED && d->code > 128);
+        CHECK(code >= 0 && (any ? code > 0 : d->code == -2 || code == d->code));
         CHECK(strstr(text, "nobody ended this rank") == NULL);
         for (int k = 0; k < 3; k++) {
             CHECK(!d->expected[k] || strstr(text, d->expected[k]));
