@@ -226,20 +226,28 @@ enum { SANITIZED = 0 };
 static int volatile *nowhere;
 static int volatile zero;
 
+/* Rank 1, then rank 2, whose end is the job's. */
+static void report_in_turn(struct env *env, const char *text, bool by_prompt)
+{
+    if (env->rank == 2) {
+        MPI_Recv(NULL, 0, MPI_BYTE, 1, 0, env->world, MPI_STATUS_IGNORE);
+    }
+    lifeline_report(text, by_prompt);
+    if (env->rank == 1) {
+        MPI_Send(NULL, 0, MPI_BYTE, 2, 0, env->world);
+        pause_ms(5000);
+    }
+    env_abort(1);
+}
+
 __attribute__((no_sanitize_undefined)) static void die(struct env *env, const char *mode)
 {
     int rank = env->rank;
     if (strcmp(mode, "error") == 0 && rank > 0) {
         // rank 1 comes first, with the consequence of what rank 2 is about to say
-        pause_ms(rank == 1 ? 100 : 250);
-        lifeline_report(rank == 1 ? "MPI failed" : "it broke\nin two", rank == 2);
-        pause_ms(rank == 1 ? 1500 : 200);
-        env_abort(1);
+        report_in_turn(env, rank == 1 ? "MPI failed" : "it broke\nin two", rank == 2);
     } else if (strcmp(mode, "both") == 0 && rank > 0) {
-        pause_ms(300 * rank); // each of a replica's ranks meets the same error
-        lifeline_report("not a number", true);
-        pause_ms(700 - 300 * rank);
-        env_abort(1);
+        report_in_turn(env, "not a number", true); // a replica's ranks all meet the same error
     } else if (strcmp(mode, "many") == 0 && rank == 1) {
         n_suspects = INT32_MAX;
         lifeline_report("too many", true);
