@@ -1,8 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#define _GNU_SOURCE // sigabbrev_np
 #include "experiments/resume.h"
 
-#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <xxhash.h>
@@ -195,23 +193,6 @@ enum status resume_check_deaths(const struct resume_state *r, int32_t max_deaths
          n, n == 1 ? "" : "s", dir, max_deaths);
 }
 
-/* "SIGSEGV on rank 3: ..." or "rank 3: ..." */
-static void describe_fault(char *text, size_t bytes, const struct journal_fault *f)
-{
-    const char *abbreviation = f->signal ? sigabbrev_np(f->signal) : NULL;
-    const char *between = f->reason[0] ? ": " : "";
-    int most = (int)sizeof f->reason - 40; // what is put in front is shorter than that
-    if (abbreviation) {
-        snprintf(text, bytes, "SIG%s on rank %d%s%.*s", abbreviation, f->rank, between, most,
-                 f->reason);
-    } else if (f->signal) {
-        snprintf(text, bytes, "signal %d on rank %d%s%.*s", f->signal, f->rank, between, most,
-                 f->reason);
-    } else {
-        snprintf(text, bytes, "rank %d%s%.*s", f->rank, between, most, f->reason);
-    }
-}
-
 enum status resume_fail_broken(struct resume_state *r, struct journal *journal)
 {
     for (int64_t i = 0; i < r->n; i++) {
@@ -222,7 +203,9 @@ enum status resume_fail_broken(struct resume_state *r, struct journal *journal)
         unsigned char packed[JOURNAL_SMALL_BYTES];
         struct journal_failed failed = {
             .ordinal = i, .key = {p->key[0], p->key[1]}, .attempts = p->attempts};
-        describe_fault(failed.reason, sizeof failed.reason, &p->fault);
+        int most = (int)sizeof failed.reason - 20; // of what follows "rank 123456: "
+        snprintf(failed.reason, sizeof failed.reason, "rank %d: %.*s", p->fault.rank, most,
+                 p->fault.reason);
         size_t bytes = journal_pack_failed(packed, &failed);
         TRY(journal_append(journal, JOURNAL_FAILED, packed, bytes, true));
         TRY(visit_failed(r, packed, bytes));
