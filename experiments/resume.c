@@ -125,8 +125,7 @@ static enum status visit_fault(struct resume_state *r, const void *payload, size
     return ST_OK;
 }
 
-/* The starts since the last finished prompt that nothing says the end of. */
-static int32_t count_deaths(const struct resume_state *r)
+int32_t resume_n_deaths(const struct resume_state *r)
 {
     return r->n_deaths + (r->is_open && !r->has_finished);
 }
@@ -146,7 +145,7 @@ enum status resume_visit(void *ctx, uint32_t kind, const void *payload, size_t b
     if (kind == JOURNAL_RUN) {
         struct journal_run run;
         TRY(journal_unpack_run(&run, payload, bytes));
-        r->n_deaths = count_deaths(r);
+        r->n_deaths = resume_n_deaths(r);
         r->n_epochs++;
         r->is_open = true;
         r->has_finished = false;
@@ -182,7 +181,7 @@ enum status resume_retry(struct resume_state *r, struct journal *journal)
 
 enum status resume_check_deaths(const struct resume_state *r, int32_t max_deaths, const char *dir)
 {
-    int32_t n = count_deaths(r);
+    int32_t n = resume_n_deaths(r);
     if (max_deaths == 0 || n < max_deaths) {
         return ST_OK;
     }
