@@ -14,12 +14,14 @@
 #include "experiments/cmd.h"
 #include "experiments/engine.h"
 #include "experiments/provenance.h"
+#include "experiments/replay.h"
 #include "experiments/replica.h"
 #include "experiments/resume.h"
 #include "sched/registry.h"
 
 static const char usage[] =
     "usage: [mpirun -n N] pmpd run FILE.cfg [--set key=value]... [--json]\n"
+    "       [mpirun -n N] pmpd run --replay RUN.h5 [--set key=value]... [--json]\n"
     "Decodes every prompt of prompts.path under a precision policy and writes into output.dir:\n"
     "  journal.bin      every finished prompt, durable at once; the same command again resumes\n"
     "  run.h5           provenance, prompts, steps, passes, plans, metrics (HDF5)\n"
@@ -27,10 +29,19 @@ static const char usage[] =
     "N ranks are N / parallel.tensor_ranks replicas; each holds the model once.\n"
     "  --set key=value  overrides a setting; pmpd help-config lists all keys\n"
     "  --json           print the closing table as JSON\n"
+    "  --replay RUN.h5  repeat a recorded run: its settings (paths in them start at the working\n"
+    "                   directory), model, prompts and plans, on any ranks; every rank reads the\n"
+    "                   file. It decodes anew into \"replay\" in the folder of RUN.h5 (or\n"
+    "                   output.dir), compares tokens, levels, log-probabilities, entropies and\n"
+    "                   margins with the recorded ones, and says whether and why they differ.\n"
+    "                   Exit code 0: equal (where another arithmetic rounds in another way: "
+    "tokens\n"
+    "                   and levels are); 1: they differ\n"
     "Examples:\n"
     "  pmpd run configs/tiny.cfg\n"
     "  mpirun -n 4 pmpd run configs/tiny.cfg --set parallel.tensor_ranks=2 --set "
-    "policy.name=static\n";
+    "policy.name=static\n"
+    "  pmpd run --replay results/run/run.h5 --set backend.name=cpu_ref\n";
 
 /* Everything of one run on one rank. */
 struct run {
@@ -47,6 +58,7 @@ struct run {
     struct session *session;
     struct lease_client *client; /* first rank of a replica */
     /* rank 0: */
+    struct replay *replay; /* NULL without --replay */
     char digest[DIGEST_TEXT];
     struct journal *journal;
     struct resume_state resume;
@@ -58,10 +70,12 @@ struct run {
 
 static enum status parse_command(struct run *r, int argc, char **argv, char **text)
 {
-    const char *path = NULL;
+    const char *path = NULL, *replay = NULL;
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "--set") == 0 && i + 1 < argc) {
             i++;
+        } else if (strcmp(argv[i], "--replay") == 0 && i + 1 < argc) {
+            replay = argv[++i];
         } else if (strcmp(argv[i], "--json") == 0) {
             r->json = true;
         } else if (argv[i][0] == '-') {
@@ -74,7 +88,15 @@ static enum status parse_command(struct run *r, int argc, char **argv, char **te
             path = argv[i];
         }
     }
-    if (!path) {
+    if (replay && path) {
+        FAIL(ST_USER, "--replay takes the settings of %s; a FILE.cfg (\"%s\") is not given, too",
+             replay, path);
+    }
+    if (replay && r->env->rank == 0) {
+        TRY(replay_open(&r->replay, replay));
+        return replay_configuration(r->replay, text);
+    }
+    if (!path && !replay) {
         FAIL(ST_USER, "run needs a FILE.cfg; pmpd help-config prints one with every key");
     }
     return r->env->rank == 0 ? settings_read_file(text, path) : ST_OK;
@@ -93,7 +115,7 @@ static enum status read_settings(struct run *r, int argc, char **argv)
     TRY_GOTO(st, env_broadcast_text(r->env, &text), done);
     settings_default(&r->settings);
     for (int i = 1; i < argc; i++) {
-        if (argv[i][0] != '-' && strcmp(argv[i - 1], "--set") != 0) {
+        if (argv[i][0] != '-' && strcmp(argv[i - 1], "--set") != 0) { // --replay's value, too
             path = argv[i];
         }
     }
@@ -103,6 +125,9 @@ static enum status read_settings(struct run *r, int argc, char **argv)
             TRY_GOTO(st, settings_set(&r->settings, argv[i + 1]), done);
             i++;
         }
+    }
+    if (r->replay) {
+        TRY_GOTO(st, replay_check_settings(r->replay, &r->settings), done);
     }
 done:
     mem_free(text);
@@ -127,9 +152,18 @@ static enum status read_inputs(struct run *r)
     if (s->prompts.path[0] == '\0') {
         FAIL(ST_USER, "prompts.path is empty; expected a JSONL file of prompts");
     }
-    TRY(tokenizer_open(&r->tok, s->model.path, r->e.source.config.vocab));
     TRY(prompts_read(&r->prompts, s->prompts.path, s->prompts.split, s->prompts.limit));
+    if (r->env->rank == 0) {
+        TRY(checkpoint_digest(r->e.source.ckpt, s->model.path, r->digest));
+    }
+    if (r->replay) {
+        TRY(replay_check_digests(r->replay, r->digest, r->prompts.digest));
+    }
+    TRY(tokenizer_open(&r->tok, s->model.path, r->e.source.config.vocab));
     TRY(prompts_encode(&r->prompts, r->tok, r->e.context, s->decode.max_new_tokens));
+    if (r->replay) {
+        TRY(replay_check_prompts(r->replay, &r->prompts));
+    }
     for (int32_t i = 0; i < r->prompts.n; i++) {
         int32_t n = r->prompts.prompt[i].n_turns;
         r->max_turns = n > r->max_turns ? n : r->max_turns;
@@ -144,15 +178,19 @@ static enum status open_owner(struct run *r, lease_done_fn *done)
     struct lease_item *items = NULL;
     int64_t n = 0;
     enum status st = ST_OK;
-    TRY(checkpoint_digest(r->e.source.ckpt, s->model.path, r->digest));
+    char files[128];
+    snprintf(files, sizeof files, "%s%s", policy_digest(&r->policy),
+             r->replay ? r->replay->earlier : "");
     TRY(resume_create(&r->resume, r->prompts.n, false));
     for (int32_t i = 0; i < r->prompts.n; i++) {
-        resume_key(r->resume.prompts[i].key, &r->prompts.prompt[i], i, r->digest, s, &r->e,
+        resume_key(r->resume.prompts[i].key, &r->prompts.prompt[i], i, r->digest, files, s, &r->e,
                    r->policy.ops->adds_tokens);
     }
     TRY(journal_open(&r->journal, s->output.dir, resume_visit, &r->resume));
     TRY(journal_reserve(r->journal, r->max_record_bytes));
-    if (r->resume.n_other > 0) {
+    if (r->replay) {
+        replay_leave_out(r->replay, &r->resume);
+    } else if (r->resume.n_other > 0) {
         log_warn(
             "%s holds %lld finished prompts of other settings; they are kept in the journal and "
             "not used here",
@@ -275,6 +313,9 @@ static enum status gather_contents(struct run *r, struct resume_state *kept,
         memcpy(kept->prompts[i].key, r->resume.prompts[i].key, sizeof kept->prompts[i].key);
     }
     TRY(journal_read(r->settings.output.dir, resume_visit, kept, NULL));
+    if (r->replay) {
+        replay_leave_out(r->replay, kept);
+    }
     for (int64_t i = 0; i < kept->n; i++) {
         if (kept->prompts[i].finished) {
             finished[out->n_finished++] = kept->prompts[i].record;
@@ -314,7 +355,11 @@ static enum status write_results(struct run *r)
     TRY_GOTO(st, answers_write(answers, &c), done);
     struct run_metrics m;
     run_metrics_compute(&m, &c);
-    print_table(r, &m, path);
+    if (r->replay) {
+        st = replay_compare(r->replay, path, r->json);
+    } else {
+        print_table(r, &m, path);
+    }
 done:
     mem_free(config);
     mem_free(facts);
@@ -329,6 +374,7 @@ static void close_run(struct run *r)
     lease_client_destroy(&r->client);
     lease_owner_destroy(&r->owner);
     journal_close(&r->journal);
+    replay_close(&r->replay);
     resume_free(&r->resume);
     session_destroy(&r->session);
     policy_close(&r->policy);

@@ -70,6 +70,7 @@ static int planes_needed(const struct level_table *levels)
 
 enum status engine_load(struct engine *e, const struct settings *settings, bool policy_adds_tokens)
 {
+    e->policy_adds_tokens = policy_adds_tokens;
     enum status st =
         weights_load(&e->weights, &e->be, &e->source, &e->shard, planes_needed(&e->levels));
     if (st == ST_OK) {

@@ -85,7 +85,7 @@ int main(int argc, char **argv)
     }
     if (st != ST_OK && env.rank == 0) {
         log_error("%s", status_message());
-        if (st != ST_USER) {
+        if (st != ST_USER && st != ST_DIFFERS) {
             fputs(status_traceback(), stderr);
         }
     }

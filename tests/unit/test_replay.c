@@ -298,7 +298,7 @@ static void check_plan(struct policy *p, const struct level_table *t, int32_t or
                        int32_t most, const char *want)
 {
     struct plan plan;
-    char got[160] = "";
+    char got[512] = "";
     struct prompt_facts facts_ = {
         .ordinal = ordinal, .turn = turn, .task = "", .max_new_tokens = most};
     struct signals signals = {.step = -1};
@@ -368,7 +368,9 @@ static void test_policies(void)
     policy_close(&p);
     level_table_release(&t);
     CHECK_STATUS(open_policy(&p, &t, "replay", ""), ST_USER, "policy.replay is empty");
+    level_table_release(&t);
     CHECK_STATUS(open_policy(&p, &t, "replay", "none.h5"), ST_IO, "none.h5: cannot open");
+    level_table_release(&t);
     CHECK_OK(open_policy(&p, &t, "fixed", ""));
     CHECK(strcmp(policy_digest(&p), "") == 0);
     policy_close(&p);
