@@ -155,6 +155,17 @@ class Replay(Case):
             self.assertEqual(run["failed"]["prompt"].tolist(), [3])
             self.assertIn(b"failed in the recorded run", run["failed"]["reason"][0])
 
+    def test_stopped(self):
+        path = self.copy()
+        stopped = pmpd("run", "--replay", path, "--set", "run.deadline_s=0.001", ok=False)
+        self.assertEqual((stopped.returncode, stopped.stdout), (75, b""))
+        self.assertFalse((path.parent / "replay" / "run.h5").exists())
+        self.change(path, "steps", "token", 5, 1)
+        self.replay(path, code=1)
+        # a replay that differs is a start that ended as it should
+        journal = result("inspect", path.parent / "replay")["journal"]
+        self.assertEqual((journal["starts"], journal["last_start"]), (2, "done"))
+
     # ---- different ----
 
     def test_changed_token(self):
