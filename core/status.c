@@ -84,6 +84,7 @@ const char *status_name(enum status st)
         [ST_MPI] = "ST_MPI",         [ST_NCCL] = "ST_NCCL",
         [ST_HDF5] = "ST_HDF5",       [ST_TIMEOUT] = "ST_TIMEOUT",
         [ST_NUMERIC] = "ST_NUMERIC", [ST_STOPPED] = "ST_STOPPED",
+        [ST_DIFFERS] = "ST_DIFFERS",
     };
     return (unsigned)st < ST_N ? names[st] : "ST_?";
 }

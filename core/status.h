@@ -20,6 +20,7 @@ enum status {
     ST_TIMEOUT,
     ST_NUMERIC, /* a result that is not a number */
     ST_STOPPED, /* stopped on request (signal, deadline): the same command again resumes */
+    ST_DIFFERS, /* a comparison found what should be equal to differ */
     ST_N
 };
 

@@ -11,6 +11,7 @@
 #include "dist/stop.h"
 #include "experiments/cmd.h"
 #include "experiments/engine.h"
+#include "experiments/replay.h"
 #include "experiments/replica.h"
 #include "experiments/run_owner.h"
 #include "experiments/run_report.h"
@@ -18,6 +19,7 @@
 
 static const char usage[] =
     "usage: [mpirun -n N] pmpd run FILE.cfg [--set key=value]... [--json] [--retry-failed]\n"
+    "       [mpirun -n N] pmpd run --replay RUN.h5 [--set key=value]... [--json]\n"
     "Decodes every prompt of prompts.path under a precision policy and writes into output.dir:\n"
     "  journal.bin      every finished prompt, durable at once; the same command again resumes\n"
     "  run.h5           provenance, prompts, steps, passes, plans, metrics (HDF5)\n"
@@ -25,6 +27,14 @@ static const char usage[] =
     "N ranks are N / parallel.tensor_ranks replicas; each holds the model once.\n"
     "  --set key=value  overrides a setting; pmpd help-config lists all keys\n"
     "  --json           print the closing table as JSON\n"
+    "  --replay RUN.h5  repeat a recorded run: its settings (paths in them start at the working\n"
+    "                   directory), model, prompts and plans, on any ranks; every rank reads the\n"
+    "                   file. It decodes anew into \"replay\" in the folder of RUN.h5 (or\n"
+    "                   output.dir), compares tokens, levels, log-probabilities, entropies and\n"
+    "                   margins with the recorded ones, and says whether and why they differ.\n"
+    "                   Exit code 0: equal (where another arithmetic rounds in another way: "
+    "tokens\n"
+    "                   and levels are); 1: they differ\n"
     "  --retry-failed   forget earlier failures: prompts that ended two starts are tried again, "
     "and\n"
     "                   so is a run that died silently run.max_deaths times. When the cause is\n"
@@ -38,7 +48,8 @@ static const char usage[] =
     "Examples:\n"
     "  pmpd run configs/tiny.cfg\n"
     "  mpirun -n 4 pmpd run configs/tiny.cfg --set parallel.tensor_ranks=2 --set "
-    "policy.name=static\n";
+    "policy.name=static\n"
+    "  pmpd run --replay results/run/run.h5 --set backend.name=cpu_ref\n";
 
 /* Everything of one run on one rank. */
 struct run {
@@ -53,7 +64,8 @@ struct run {
     size_t max_record_bytes;
     struct session *session;
     struct lease_client *client; /* first rank of a replica */
-    struct run_owner owner;      /* rank 0 */
+    struct run_owner owner;      /* rank 0 ... */
+    struct replay *replay;       /* ... NULL without --replay */
     bool is_told;                /* ... whose journal has been told how this start failed */
 };
 
@@ -61,10 +73,12 @@ struct run {
 
 static enum status parse_command(struct run *r, int argc, char **argv, char **text)
 {
-    const char *path = NULL;
+    const char *path = NULL, *replay = NULL;
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "--set") == 0 && i + 1 < argc) {
             i++;
+        } else if (strcmp(argv[i], "--replay") == 0 && i + 1 < argc) {
+            replay = argv[++i];
         } else if (strcmp(argv[i], "--json") == 0) {
             r->json = true;
         } else if (strcmp(argv[i], "--retry-failed") == 0) {
@@ -79,7 +93,15 @@ static enum status parse_command(struct run *r, int argc, char **argv, char **te
             path = argv[i];
         }
     }
-    if (!path) {
+    if (replay && path) {
+        FAIL(ST_USER, "--replay takes the settings of %s; a FILE.cfg (\"%s\") is not given, too",
+             replay, path);
+    }
+    if (replay && r->env->rank == 0) {
+        TRY(replay_open(&r->replay, replay));
+        return replay_configuration(r->replay, text);
+    }
+    if (!path && !replay) {
         FAIL(ST_USER, "run needs a FILE.cfg; pmpd help-config prints one with every key");
     }
     return r->env->rank == 0 ? settings_read_file(text, path) : ST_OK;
@@ -98,7 +120,7 @@ static enum status read_settings(struct run *r, int argc, char **argv)
     TRY_GOTO(st, env_broadcast_text(r->env, &text), done);
     settings_default(&r->settings);
     for (int i = 1; i < argc; i++) {
-        if (argv[i][0] != '-' && strcmp(argv[i - 1], "--set") != 0) {
+        if (argv[i][0] != '-' && strcmp(argv[i - 1], "--set") != 0) { // --replay's value, too
             path = argv[i];
         }
     }
@@ -108,6 +130,9 @@ static enum status read_settings(struct run *r, int argc, char **argv)
             TRY_GOTO(st, settings_set(&r->settings, argv[i + 1]), done);
             i++;
         }
+    }
+    if (r->replay) {
+        TRY_GOTO(st, replay_check_settings(r->replay, &r->settings), done);
     }
 done:
     mem_free(text);
@@ -132,10 +157,21 @@ static enum status read_inputs(struct run *r)
     if (s->prompts.path[0] == '\0') {
         FAIL(ST_USER, "prompts.path is empty; expected a JSONL file of prompts");
     }
-    TRY(tokenizer_open(&r->tok, s->model.path, r->e.source.config.vocab));
     TRY(prompts_read(&r->prompts, s->prompts.path, s->prompts.split, s->prompts.limit));
+    if (r->env->rank == 0) {
+        TRY(checkpoint_digest(r->e.source.ckpt, s->model.path, r->owner.digest));
+    }
+    if (r->replay) {
+        TRY(replay_check_digests(r->replay, r->owner.digest, r->prompts.digest));
+    }
+    TRY(tokenizer_open(&r->tok, s->model.path, r->e.source.config.vocab));
     TRY(prompts_encode(&r->prompts, r->tok, r->e.context, s->decode.max_new_tokens));
-    return registry_open_policy(&r->policy, s, &r->e.levels);
+    if (r->replay) {
+        TRY(replay_check_prompts(r->replay, &r->prompts));
+    }
+    TRY(registry_open_policy(&r->policy, s, &r->e.levels));
+    r->e.policy_adds_tokens = r->policy.ops->adds_tokens;
+    return ST_OK;
 }
 
 static enum status on_finished(void *ctx, const struct finished_record *record)
@@ -203,7 +239,7 @@ static enum status open_run(struct run *r, int64_t *n_left)
     }
     TRY(env_agree(r->env, st));
     if (r->env->rank == 0) {
-        st = run_owner_open(&r->owner, &r->e, s, &r->prompts, r->policy.ops->adds_tokens, r->retry);
+        st = run_owner_open(&r->owner, &r->e, s, &r->prompts, &r->policy, r->replay, r->retry);
     }
     TRY(env_agree(r->env, st));
     int64_t news[] = {r->owner.n_left, r->owner.resume.n_epochs};
@@ -264,7 +300,8 @@ static enum status run(struct run *r)
     }
     enum status st = ST_OK;
     if (r->env->rank == 0) {
-        st = run_report_write(&r->owner, &r->e, &r->settings, &r->prompts, r->tok, r->json);
+        st = run_report_write(&r->owner, &r->e, &r->settings, &r->prompts, r->tok, r->replay,
+                              r->json);
     }
     return env_agree(r->env, st);
 }
@@ -275,8 +312,9 @@ static enum status end_owner(struct run *r, enum status st)
     struct run_owner *o = &r->owner;
     char why[256];
     snprintf(why, sizeof why, "%s", status_message());
-    if (st == ST_OK) {
-        return run_owner_end(o, JOURNAL_DONE, "");
+    if (st == ST_OK || st == ST_DIFFERS) {
+        TRY(run_owner_end(o, JOURNAL_DONE, ""));
+        return st;
     }
     if (st == ST_STOPPED) {
         TRY(run_owner_end(o, JOURNAL_STOPPED, why));
@@ -294,6 +332,7 @@ static void close_run(struct run *r)
     lifeline_close();
     lease_client_destroy(&r->client);
     run_owner_close(&r->owner);
+    replay_close(&r->replay);
     session_destroy(&r->session);
     policy_close(&r->policy);
     prompts_free(&r->prompts);

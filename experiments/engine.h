@@ -22,7 +22,8 @@ struct engine {
     struct weights weights;
     struct decoder *dec;
     enum dtype kv_dtype;
-    int32_t context; /* tokens of a slot */
+    int32_t context;         /* tokens of a slot */
+    bool policy_adds_tokens; /* for the provenance */
 };
 
 /* Reads the model's description, cuts the world into replicas of settings->parallel.tensor_ranks

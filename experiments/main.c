@@ -96,7 +96,7 @@ int main(int argc, char **argv)
         fprintf(stderr, "pmpd: %s\n", status_message());
     } else if (st != ST_OK && env.rank == 0) {
         log_error("%s", status_message());
-        if (st != ST_USER) {
+        if (st != ST_USER && st != ST_DIFFERS) {
             fputs(status_traceback(), stderr);
         }
     }

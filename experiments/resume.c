@@ -8,8 +8,8 @@
 #include "core/mem.h"
 
 void resume_key(uint64_t key[2], const struct prompt *prompt, int64_t ordinal,
-                const char *model_digest, const struct settings *s, const struct engine *e,
-                bool policy_adds_tokens)
+                const char *model_digest, const char *policy_files, const struct settings *s,
+                const struct engine *e, bool policy_adds_tokens)
 {
     char text[4 * SETTINGS_TEXT_BYTES + 2048];
     bool one = s->decode.slots == 1 && !policy_adds_tokens;
@@ -28,6 +28,10 @@ void resume_key(uint64_t key[2], const struct prompt *prompt, int64_t ordinal,
                  s->output.kv_features, s->parallel.reproducible ? "segments" : "tensor_ranks",
                  s->parallel.reproducible ? s->parallel.segments : s->parallel.tensor_ranks);
     INVARIANT(n > 0 && (size_t)n < sizeof text);
+    if (policy_files[0]) { // keys of runs without such files stay as they always were
+        n += snprintf(text + n, sizeof text - (size_t)n, "policy files %s\n", policy_files);
+        INVARIANT((size_t)n < sizeof text);
+    }
     XXH3_state_t *state = XXH3_createState();
     INVARIANT(state != NULL);
     XXH3_128bits_reset(state);

@@ -15,12 +15,13 @@
 enum { RESUME_FORMAT_VERSION = 1 };
 
 /* The key of one prompt: XXH3-128 of the model's digest, the plan-relevant and generation settings,
- * the prompt's tokens and ordinal, and the arithmetic class (backend, instruction set, product,
- * prefill chunk, KV format, and either the segments (reproducible) or the number of tensor ranks).
- * Never the number of replicas or threads. */
+ * what tells the policy's files apart ("" without), the prompt's tokens and ordinal, and the
+ * arithmetic class (backend, instruction set, product, prefill chunk, KV format, and either the
+ * segments (reproducible) or the number of tensor ranks). Never the number of replicas or threads.
+ */
 void resume_key(uint64_t key[2], const struct prompt *prompt, int64_t ordinal,
-                const char *model_digest, const struct settings *settings, const struct engine *e,
-                bool policy_adds_tokens);
+                const char *model_digest, const char *policy_files, const struct settings *settings,
+                const struct engine *e, bool policy_adds_tokens);
 
 /* An attempt that ended the job twice is not tried again. */
 enum { RESUME_MOST_FAULTS = 2 };

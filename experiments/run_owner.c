@@ -48,13 +48,16 @@ static void tell_history(const struct run_owner *o, const struct settings *s,
 }
 
 enum status run_owner_open(struct run_owner *o, const struct engine *e, const struct settings *s,
-                           const struct prompts *prompts, bool policy_adds_tokens, bool retry)
+                           const struct prompts *prompts, const struct policy *policy,
+                           const struct replay *replay, bool retry)
 {
     struct resume_state *r = &o->resume;
-    TRY(checkpoint_digest(e->source.ckpt, s->model.path, o->digest));
+    char files[128];
+    snprintf(files, sizeof files, "%s%s", policy_digest(policy), replay ? replay->earlier : "");
     TRY(resume_create(r, prompts->n, false));
     for (int32_t i = 0; i < prompts->n; i++) {
-        resume_key(r->prompts[i].key, &prompts->prompt[i], i, o->digest, s, e, policy_adds_tokens);
+        resume_key(r->prompts[i].key, &prompts->prompt[i], i, o->digest, files, s, e,
+                   policy->ops->adds_tokens);
     }
     TRY(journal_open(&o->journal, s->output.dir, resume_visit, r));
     TRY(journal_reserve(o->journal, JOURNAL_SMALL_BYTES)); // a fault must not allocate
@@ -63,6 +66,10 @@ enum status run_owner_open(struct run_owner *o, const struct engine *e, const st
     }
     TRY(resume_check_deaths(r, s->run.max_deaths, s->output.dir));
     TRY(resume_fail_broken(r, o->journal));
+    if (replay) {
+        replay_leave_out(replay, r);
+        r->n_other = 0; // those of earlier replays
+    }
     o->n_left = r->n - r->n_finished - r->n_failed;
     tell_history(o, s, prompts);
     unsigned char packed[JOURNAL_SMALL_BYTES];

@@ -7,15 +7,17 @@
 
 #include "core/checkpoint.h"
 #include "core/log.h"
+#include "core/policy.h"
 #include "core/prompts.h"
 #include "core/settings.h"
 #include "dist/lease.h"
 #include "dist/lifeline.h"
 #include "experiments/engine.h"
+#include "experiments/replay.h"
 #include "experiments/resume.h"
 
 struct run_owner {
-    char digest[DIGEST_TEXT]; /* of the model */
+    char digest[DIGEST_TEXT]; /* of the model: known before run_owner_open */
     struct journal *journal;
     struct resume_state resume;
     struct lease_owner *leases;
@@ -25,12 +27,13 @@ struct run_owner {
     int64_t n_done; /* ... and has done */
 };
 
-/* Opens the run's journal, decides from it what is left, and journals that a start begins. retry:
- * earlier faults, failures and deaths do not count. Errors: those of the journal; ST_USER
- * (run.max_deaths). */
+/* Opens the run's journal, decides from it what is left, and journals that a start begins. replay:
+ * NULL, or the recorded run that is repeated. retry: earlier faults, failures and deaths do not
+ * count. Errors: those of the journal; ST_USER (run.max_deaths). */
 MUST_CHECK enum status run_owner_open(struct run_owner *o, const struct engine *e,
                                       const struct settings *s, const struct prompts *prompts,
-                                      bool policy_adds_tokens, bool retry);
+                                      const struct policy *policy, const struct replay *replay,
+                                      bool retry);
 /* Makes the leases of what is left, suspects last, and starts the deadline (run.deadline_s, from
  * the start of the program). */
 MUST_CHECK enum status run_owner_lease(struct run_owner *o, struct env *env,

@@ -39,13 +39,17 @@ static void print_table(const struct run_metrics *m, const char *path)
 }
 
 static enum status gather_contents(const struct run_owner *o, const char *dir,
-                                   struct resume_state *kept, struct finished_record *finished,
-                                   struct failed_prompt *failed, struct run_contents *out)
+                                   const struct replay *replay, struct resume_state *kept,
+                                   struct finished_record *finished, struct failed_prompt *failed,
+                                   struct run_contents *out)
 {
     for (int64_t i = 0; i < kept->n; i++) {
         memcpy(kept->prompts[i].key, o->resume.prompts[i].key, sizeof kept->prompts[i].key);
     }
     TRY(journal_read(dir, resume_visit, kept, NULL));
+    if (replay) {
+        replay_leave_out(replay, kept);
+    }
     for (int64_t i = 0; i < kept->n; i++) {
         if (kept->prompts[i].finished) {
             finished[out->n_finished++] = kept->prompts[i].record;
@@ -58,7 +62,7 @@ static enum status gather_contents(const struct run_owner *o, const char *dir,
 
 enum status run_report_write(const struct run_owner *o, const struct engine *e,
                              const struct settings *s, const struct prompts *prompts,
-                             const struct tokenizer *tok, bool as_json)
+                             const struct tokenizer *tok, const struct replay *replay, bool as_json)
 {
     char path[SETTINGS_PATH_BYTES + 32], answers[SETTINGS_PATH_BYTES + 32];
     struct resume_state kept = {0};
@@ -74,7 +78,7 @@ enum status run_report_write(const struct run_owner *o, const struct engine *e,
     TRY_GOTO(st, MEM_NEW(&finished, prompts->n), done);
     TRY_GOTO(st, MEM_NEW(&failed, prompts->n), done);
     TRY_GOTO(st, mem_alloc_array((void **)&facts, 1, sizeof *facts), done);
-    TRY_GOTO(st, gather_contents(o, s->output.dir, &kept, finished, failed, &c), done);
+    TRY_GOTO(st, gather_contents(o, s->output.dir, replay, &kept, finished, failed, &c), done);
     TRY_GOTO(st, settings_print(&config, s, false), done);
     provenance_fill(facts, e, s, prompts, o->digest, kept.n_epochs);
     c.model_id = s->run.name[0] ? s->run.name : s->model.path;
@@ -88,6 +92,10 @@ enum status run_report_write(const struct run_owner *o, const struct engine *e,
     replace_sweep(answers);
     TRY_GOTO(st, runfile_write(path, &c), done);
     TRY_GOTO(st, answers_write(answers, &c), done);
+    if (replay) {
+        TRY_GOTO(st, replay_compare(replay, path, as_json), done);
+        goto done;
+    }
     struct run_metrics m;
     run_metrics_compute(&m, &c);
     (as_json ? print_json : print_table)(&m, path);

@@ -8,9 +8,11 @@
 #include "experiments/run_owner.h"
 
 /* Whole files or none; what an earlier start left half-written is removed. as_json: the table.
- * Errors: those of journal and run file. */
+ * replay: NULL, or the recorded run; its comparison then comes in place of the table. Errors: those
+ * of journal and run file; replay_compare's. */
 MUST_CHECK enum status run_report_write(const struct run_owner *o, const struct engine *e,
                                         const struct settings *s, const struct prompts *prompts,
-                                        const struct tokenizer *tok, bool as_json);
+                                        const struct tokenizer *tok, const struct replay *replay,
+                                        bool as_json);
 
 #endif

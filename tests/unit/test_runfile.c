@@ -744,6 +744,8 @@ static void test_describe(const char *path, const char *folder)
     CHECK(text && strstr(text, "avg_decode_bits    2.91667 bits\n"));
     CHECK(text && strstr(text, "steps              6\n") && strstr(text, "kv_features        2\n"));
     CHECK(text && strstr(text, "decode_tok_s       18 tokens/s\n"));
+    CHECK(text && strstr(text, "invariant_under    any number of replicas and threads, any service "
+                               "placement, 1 slot only, 1 tensor rank only\n"));
     mem_free(text);
     text = NULL;
     CHECK_OK(runfile_describe(&text, path, 1));
