@@ -375,10 +375,6 @@ static enum status read_out(struct decoder *d, struct pass *p, struct token_resu
         for (int r = 0; r < d->coll->size; r++) {
             int32_t of_rank = (int32_t)(d->counts[r] / sizeof *from / (size_t)n);
             for (int32_t j = 0; j < of_rank; j++) {
-                if (n_merged == SHARD_MAX_SEGMENTS) { /* more ranks than fit: merge as we go */
-                    sampler_merge(&parts[0], parts, n_merged, &d->wants[i]);
-                    n_merged = 1;
-                }
                 parts[n_merged++] = from[(size_t)i * (size_t)of_rank + (size_t)j];
             }
             from += (size_t)n * (size_t)of_rank;
@@ -401,34 +397,40 @@ static enum status read_out(struct decoder *d, struct pass *p, struct token_resu
     return ST_OK;
 }
 
-static size_t linear_bytes(const struct decoder *d, const struct linear *l, int m, int32_t n_tok,
-                           int32_t first)
+/* n_rows: of all ranks together. */
+static size_t linear_bytes(const struct decoder *d, const struct linear *l, int m, int32_t n_rows,
+                           int32_t n_tok, int32_t first)
 {
     if (!l->is_nested) {
-        return (size_t)l->n_rows * (size_t)l->n_cols * dtype_bytes(l->dense.dtype);
+        return (size_t)n_rows * (size_t)l->n_cols * dtype_bytes(l->dense.dtype);
     }
     const uint8_t *bits = d->host_bits + (size_t)m * (size_t)d->rows;
     int max = 0;
     for (int32_t i = first; i < n_tok; i++) {
         max = bits[i] > max ? bits[i] : max;
     }
-    return nested_bytes_read(l->nested.kind, l->n_rows, l->n_cols_padded, l->nested.group_cols, max,
+    return nested_bytes_read(l->nested.kind, n_rows, l->n_cols_padded, l->nested.group_cols, max,
                              d->bits_used[m]);
 }
 
-/* Bytes of the whole replica: planes, levels and head; K and V rows up to each slot's end (a chunk
- * reads its slot's rows once). The embedding's few rows are not counted. */
+/* Bytes that all ranks of the replica read together: planes, levels and head; K and V rows up to
+ * each slot's end (a chunk reads its slot's rows once). A KV head that several ranks hold is read
+ * by each: its rows of the k and v matrices, and its cache. The embedding's few rows are not
+ * counted. */
 static void count_bytes(const struct decoder *d, const struct pass *p, struct pass_record *rec)
 {
     const struct model_config *c = &d->w->config;
     size_t bytes = 0, rows = 0;
+    int32_t n_kv_held = d->w->shard.n_kv_held;
     for (int l = 0; l < c->n_layers; l++) {
         for (int r = 0; r < M_N_ROLES; r++) {
-            bytes += linear_bytes(d, &d->w->layers[l].matrix[r], l * M_N_ROLES + r, p->n_tok, 0);
+            const struct linear *matrix = &d->w->layers[l].matrix[r];
+            int32_t n_rows = r == M_K || r == M_V ? n_kv_held * c->head_dim : matrix->n_rows;
+            bytes += linear_bytes(d, matrix, l * M_N_ROLES + r, n_rows, p->n_tok, 0);
         }
     }
     if (p->n_results > 0) {
-        bytes += linear_bytes(d, &d->w->head, c->n_layers * M_N_ROLES, p->n_tok,
+        bytes += linear_bytes(d, &d->w->head, c->n_layers * M_N_ROLES, d->w->head.n_rows, p->n_tok,
                               p->n_tok - p->n_results);
     }
     for (int32_t i = 0; i < p->n_tok; i++) {
@@ -438,7 +440,7 @@ static void count_bytes(const struct decoder *d, const struct pass *p, struct pa
         rec->max_bits = max > rec->max_bits ? max : rec->max_bits;
     }
     rec->weight_bytes = bytes;
-    rec->kv_bytes = rows * 2 * (size_t)c->n_layers * (size_t)c->n_kv_heads * (size_t)c->head_dim *
+    rec->kv_bytes = rows * 2 * (size_t)c->n_layers * (size_t)n_kv_held * (size_t)c->head_dim *
                     dtype_bytes(d->kv.dtype);
 }
 
