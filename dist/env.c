@@ -148,6 +148,24 @@ enum status env_agree(struct env *env, enum status st)
     FAIL((enum status)news.st, "rank %d: %s", first, news.text);
 }
 
+static enum status compare_text(const char *what, const char *text, const char *first,
+                                const char *fix)
+{
+    if (strcmp(text, first) != 0) {
+        FAIL(ST_USER, "%s is %s here and %s on rank 0: %s", what, text, first, fix);
+    }
+    return ST_OK;
+}
+
+enum status env_agree_text(struct env *env, const char *what, const char *text, const char *fix)
+{
+    char first[256] = "";
+    INVARIANT(strlen(text) < sizeof first);
+    snprintf(first, sizeof first, "%s", text);
+    TRY_MPI(MPI_Bcast(first, (int)sizeof first, MPI_CHAR, 0, env->world));
+    return env_agree(env, compare_text(what, text, first, fix));
+}
+
 enum status env_broadcast_text(struct env *env, char **text)
 {
     uint64_t bytes = env->rank == 0 ? (uint64_t)strlen(*text) : 0;

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "experiments/engine.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #include "core/log.h"
@@ -53,6 +54,11 @@ enum status engine_open(struct engine *e, struct env *env, const struct settings
     enum status st = open_model(e, settings);
     st = st ? st : open_backend(e, settings, n_threads);
     TRY(env_agree(env, st));
+    char arithmetic[64];
+    snprintf(arithmetic, sizeof arithmetic, "%s %s", e->be.ops->name,
+             e->be.ops->arithmetic(&e->be));
+    TRY(env_agree_text(env, "the arithmetic", arithmetic,
+                       "a prompt's answer would depend on who decodes it; use nodes of one kind"));
     size_t hint =
         (size_t)settings->decode.prefill_chunk * (size_t)e->source.config.hidden * sizeof(float);
     return env_agree(env, coll_mpi_open(&e->coll, env, settings->parallel.timeout_s, hint));
