@@ -1,12 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "core/replace.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
+#include "core/log.h"
 #include "core/mem.h"
 
 enum status replace_name(char **temporary, const char *path)
@@ -61,6 +65,38 @@ void replace_abandon(const char *temporary)
 {
     if (temporary) {
         unlink(temporary);
+    }
+}
+
+/* "NAME.tmp.PID" of the file `base`. */
+static bool is_temporary(const char *name, const char *base)
+{
+    static const char middle[] = ".tmp.";
+    size_t n = strlen(base);
+    if (strncmp(name, base, n) != 0 || strncmp(name + n, middle, sizeof middle - 1) != 0) {
+        return false;
+    }
+    const char *pid = name + n + sizeof middle - 1;
+    return pid[0] != '\0' && pid[strspn(pid, "0123456789")] == '\0';
+}
+
+void replace_sweep(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    const char *base = slash ? slash + 1 : path;
+    char full[PATH_MAX];
+    int n =
+        snprintf(full, sizeof full, "%.*s", slash ? (int)(base - path) : 2, slash ? path : "./");
+    DIR *dir = n < PATH_MAX ? opendir(full) : NULL;
+    for (struct dirent *e = dir ? readdir(dir) : NULL; e; e = readdir(dir)) {
+        if (is_temporary(e->d_name, base) && n + (int)strlen(e->d_name) < PATH_MAX) {
+            strcpy(full + n, e->d_name);
+            log_debug("%s: left by a start that died; removed", full);
+            unlink(full);
+        }
+    }
+    if (dir) {
+        closedir(dir);
     }
 }
 

@@ -17,5 +17,8 @@ MUST_CHECK enum status replace_commit(const char *temporary, const char *path);
 MUST_CHECK enum status replace_with(const char *path, const void *data, size_t bytes);
 /* Removes a temporary file that will not be finished; its absence is no error. */
 void replace_abandon(const char *temporary);
+/* Removes the temporary files of path that processes which died have left, with a debug line each.
+ * Only for somebody who knows that nobody else writes path now. */
+void replace_sweep(const char *path);
 
 #endif

@@ -9,6 +9,7 @@
 
 #include "core/log.h"
 #include "core/mem.h"
+#include "core/replace.h"
 #include "core/runfile.h"
 #include "core/tokenizer.h"
 #include "experiments/cmd.h"
@@ -31,6 +32,9 @@ static const char usage[] =
     "  pmpd run configs/tiny.cfg\n"
     "  mpirun -n 4 pmpd run configs/tiny.cfg --set parallel.tensor_ranks=2 --set "
     "policy.name=static\n";
+
+static const char RUN_FILE[] = "run.h5", ANSWERS_FILE[] = "answers.jsonl";
+enum { RESULT_PATH_BYTES = SETTINGS_PATH_BYTES + 32 };
 
 /* Everything of one run on one rank. */
 struct run {
@@ -137,6 +141,22 @@ static enum status read_inputs(struct run *r)
     return registry_open_policy(&r->policy, s, &r->e.levels);
 }
 
+static void result_path(char path[RESULT_PATH_BYTES], const struct run *r, const char *name)
+{
+    snprintf(path, RESULT_PATH_BYTES, "%s/%s", r->settings.output.dir, name);
+}
+
+/* What starts that died while they wrote results have left; the journal's lock says that nobody
+ * else is writing now. */
+static void sweep_results(const struct run *r)
+{
+    char path[RESULT_PATH_BYTES];
+    result_path(path, r, RUN_FILE);
+    replace_sweep(path);
+    result_path(path, r, ANSWERS_FILE);
+    replace_sweep(path);
+}
+
 /* Rank 0: the journal, what it says is done, and what is left. */
 static enum status open_owner(struct run *r, lease_done_fn *done)
 {
@@ -152,6 +172,7 @@ static enum status open_owner(struct run *r, lease_done_fn *done)
     }
     TRY(journal_open(&r->journal, s->output.dir, resume_visit, &r->resume));
     TRY(journal_reserve(r->journal, r->max_record_bytes));
+    sweep_results(r);
     if (r->resume.n_other > 0) {
         log_warn(
             "%s holds %lld finished prompts of other settings; they are kept in the journal and "
@@ -287,7 +308,7 @@ static enum status gather_contents(struct run *r, struct resume_state *kept,
 
 static enum status write_results(struct run *r)
 {
-    char path[SETTINGS_PATH_BYTES + 32], answers[SETTINGS_PATH_BYTES + 32];
+    char path[RESULT_PATH_BYTES], answers[RESULT_PATH_BYTES];
     struct resume_state kept = {0};
     struct finished_record *finished = NULL;
     struct failed_prompt *failed = NULL;
@@ -295,8 +316,8 @@ static enum status write_results(struct run *r)
     char *config = NULL;
     enum status st = ST_OK;
     struct run_contents c = {.prompts = &r->prompts, .levels = &r->e.levels, .tokenizer = r->tok};
-    snprintf(path, sizeof path, "%s/run.h5", r->settings.output.dir);
-    snprintf(answers, sizeof answers, "%s/answers.jsonl", r->settings.output.dir);
+    result_path(path, r, RUN_FILE);
+    result_path(answers, r, ANSWERS_FILE);
     TRY_GOTO(st, resume_create(&kept, r->prompts.n, true), done);
     TRY_GOTO(st, MEM_NEW(&finished, r->prompts.n), done);
     TRY_GOTO(st, MEM_NEW(&failed, r->prompts.n), done);
