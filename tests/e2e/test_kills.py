@@ -2,13 +2,11 @@
 finished is decoded again, torn frames are cut, no temporary file stays. Every run directory is killed many times,
 each start at another point."""
 import shutil
-import time
 
 import h5py
 
 from common import main, pmpd
-from faults import (DONE, DROPPED, DROPPED_SLOTS, DROPPED_WORLDS, FaultCase, differences, left_over, read_journal,
-                    start)
+from faults import (DONE, DROPPED, DROPPED_SLOTS, DROPPED_WORLDS, FaultCase, differences, read_journal, start)
 
 # (ranks, tensor ranks)
 ALONE, REPLICAS, TENSOR, SQUARE = (0, 1), (2, 1), (2, 2), (4, 2)
@@ -32,10 +30,7 @@ class Kills(FaultCase):
         self.assertEqual({o for _, o in run.began} & finished, set(), f"{fault}: finished prompts begun again")
         after = [f["ordinal"] for k, f in read_journal(self.folder / name)[0] if k == "finished"]
         self.assertLessEqual(finished, set(after), f"{fault}: finished prompts were lost")
-        limit = time.monotonic() + 30
-        while left_over(config) and time.monotonic() < limit:
-            time.sleep(0.05)
-        self.assertEqual(left_over(config), [], f"{fault}: processes left over")
+        self.check_gone(config)
         point = run.faults[0][1]
         Kills.n_killed[point] = Kills.n_killed.get(point, 0) + 1
         return run
