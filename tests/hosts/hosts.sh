@@ -25,6 +25,7 @@ make_world() { # N COMMAND...: the first process of the new namespaces
     local n=$1 i
     shift
     mount -t tmpfs tmpfs /run
+    ip link set lo up
     mkdir -p $world /run/netns
     echo "$n" >$world/n
     ip netns add switch
