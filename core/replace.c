@@ -4,13 +4,10 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <limits.h>
-#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
-#include "core/log.h"
 #include "core/mem.h"
 
 enum status replace_name(char **temporary, const char *path)
@@ -76,36 +73,28 @@ void replace_abandon(const char *temporary)
     }
 }
 
-/* "NAME.tmp.PID" of the file `base`. */
-static bool is_temporary(const char *name, const char *base)
-{
-    static const char middle[] = ".tmp.";
-    size_t n = strlen(base);
-    if (strncmp(name, base, n) != 0 || strncmp(name + n, middle, sizeof middle - 1) != 0) {
-        return false;
-    }
-    const char *pid = name + n + sizeof middle - 1;
-    return pid[0] != '\0' && pid[strspn(pid, "0123456789")] == '\0';
-}
-
 void replace_sweep(const char *path)
 {
-    const char *slash = strrchr(path, '/');
-    const char *base = slash ? slash + 1 : path;
-    char full[PATH_MAX];
-    int n =
-        snprintf(full, sizeof full, "%.*s", slash ? (int)(base - path) : 2, slash ? path : "./");
-    DIR *dir = n < PATH_MAX ? opendir(full) : NULL;
+    char *folder = NULL, *left = NULL;
+    const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
+    size_t bytes = strlen(path) + sizeof((struct dirent *)0)->d_name + 2, n_name = strlen(name);
+    if (mem_strdup(&folder, path) != ST_OK || mem_alloc_array((void **)&left, bytes, 1) != ST_OK) {
+        mem_free(folder);
+        return;
+    }
+    folder[name - path] = '\0';
+    DIR *dir = opendir(folder[0] ? folder : ".");
     for (struct dirent *e = dir ? readdir(dir) : NULL; e; e = readdir(dir)) {
-        if (is_temporary(e->d_name, base) && n + (int)strlen(e->d_name) < PATH_MAX) {
-            strcpy(full + n, e->d_name);
-            log_debug("%s: left by a start that died; removed", full);
-            unlink(full);
+        if (strncmp(e->d_name, name, n_name) == 0 && strncmp(e->d_name + n_name, ".tmp.", 5) == 0) {
+            snprintf(left, bytes, "%s%s", folder, e->d_name);
+            unlink(left);
         }
     }
     if (dir) {
         closedir(dir);
     }
+    mem_free(folder);
+    mem_free(left);
 }
 
 static enum status write_bytes(int fd, const char *data, size_t bytes, const char *path)

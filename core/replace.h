@@ -19,8 +19,8 @@ MUST_CHECK enum status replace_with(const char *path, const void *data, size_t b
 const char *replace_advice(int error);
 /* Removes a temporary file that will not be finished; its absence is no error. */
 void replace_abandon(const char *temporary);
-/* Removes the temporary files of path that processes which died have left, with a debug line each.
- * Only for somebody who knows that nobody else writes path now. */
+/* Removes what killed processes left beside path under temporary names. Nobody may be writing path.
+ */
 void replace_sweep(const char *path);
 
 #endif
