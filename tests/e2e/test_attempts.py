@@ -8,7 +8,7 @@ from faults import (DONE, DROPPED, DROPPED_FAILED, DROPPED_SLOTS, DROPPED_WORLDS
 
 POISON = 2  # in the middle: some prompts are longer, some shorter
 # what /failed says about each action
-REASONS = {"error": "an error that the test makes", "segv": "SIGSEGV", "abort": "SIGABRT", "nan": "finite"}
+REASONS = {"error": "an error that the test makes", "segv": "SIGSEGV", "abort": "SIGABRT", "nan": "the logits are not numbers"}
 
 
 class Attempts(FaultCase):
@@ -152,7 +152,7 @@ class Attempts(FaultCase):
 
     def test_silent_deaths(self):
         """SIGKILL names nobody: up to run.max_deaths starts in a row that finish nothing, then a refusal."""
-        self.whole()
+        self.whole(run__max_deaths=2)
         config = self.config("dead", decode__max_new_tokens=12, run__max_deaths=2)
         for fault in ("decode:1:kill", "decode:20:kill", "decode:1:kill", "decode:1:kill"):
             run = start(config, fault=fault)  # the second one finishes a prompt: counting begins anew

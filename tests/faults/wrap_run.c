@@ -44,9 +44,10 @@ WRAP(enum status, env_grid, struct env *env, int tensor_ranks)
 
 /* ---- loading ---- */
 
-static enum status raise_fault(const char *where)
+/* Of a prompt's own doing, or (ST_IO) one that any prompt may meet. */
+static enum status raise_fault(enum status st, const char *where)
 {
-    FAIL(ST_IO, "an error that the test makes, at %s", where);
+    FAIL(st, "an error that the test makes, at %s", where);
 }
 
 WRAP(enum status, weights_load, struct weights *out, struct backend *be,
@@ -61,7 +62,7 @@ WRAP(enum status, weights_load, struct weights *out, struct backend *be,
 WRAP(enum status, backend_upload, struct backend *be, void *dst, const void *src_host, size_t bytes)
 {
     if (loading && fault_at("load", NULL, 0, NULL) != FAULT_NONE) {
-        return raise_fault("load");
+        return raise_fault(ST_IO, "load");
     }
     return __real_backend_upload(be, dst, src_host, bytes);
 }
@@ -70,7 +71,7 @@ WRAP(enum status, backend_planes_load, struct backend *be, struct nested_matrix 
      const struct nested_source *src, const struct matrix_range *range, int n_planes)
 {
     if (loading && fault_at("load", NULL, 0, NULL) != FAULT_NONE) {
-        return raise_fault("load");
+        return raise_fault(ST_IO, "load");
     }
     return __real_backend_planes_load(be, w, src, range, n_planes);
 }
@@ -82,7 +83,7 @@ WRAP(enum status, session_start, struct session *s, const struct prompt *prompt,
 {
     fault_log("start %d %lld\n", fault_rank(), (long long)ordinal);
     if (fault_at("start", &ordinal, 1, NULL) != FAULT_NONE) {
-        return raise_fault("start");
+        return raise_fault(ST_SHAPE, "start");
     }
     starting = ordinal;
     enum status st = __real_session_start(s, prompt, ordinal, key, attempt);
@@ -144,7 +145,7 @@ WRAP(enum status, backend_attention, struct backend *be, struct tensor *y, const
     if (action == FAULT_NAN && st == ST_OK) {
         spoil(y, bad_row);
     } else if (action != FAULT_NONE) {
-        return raise_fault("attention");
+        return raise_fault(ST_SHAPE, "attention");
     }
     return st;
 }
@@ -155,7 +156,7 @@ WRAP(enum status, lease_client_finish, struct lease_client *client,
      const struct finished_record *record)
 {
     if (fault_at("finish", &record->ordinal, 1, NULL) != FAULT_NONE) {
-        return raise_fault("finish");
+        return raise_fault(ST_SHAPE, "finish");
     }
     return __real_lease_client_finish(client, record);
 }
