@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+#define _GNU_SOURCE // pipe2
 #include "dist/lifeline_net.h"
 
 #include <arpa/inet.h>
@@ -9,6 +10,7 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/random.h>
@@ -24,6 +26,42 @@ int64_t line_now_ms(void)
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
+}
+
+void line_close(int *fd)
+{
+    if (*fd >= 0) {
+        close(*fd);
+        *fd = -1;
+    }
+}
+
+void line_wake_thread(const int control[2])
+{
+    ssize_t written = write(control[1], "", 1);
+    (void)written;
+}
+
+enum status line_start_thread(pthread_t *thread, int control[2], void *(*run)(void *), void *ctx)
+{
+    if (pipe2(control, O_CLOEXEC) != 0) {
+        control[0] = control[1] = -1;
+        FAIL(ST_NOMEM, "the lifeline gets no pipe: %s; raise the limit on open files (ulimit -n)",
+             strerror(errno));
+    }
+    sigset_t all, old;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &old);
+    int rc = pthread_create(thread, NULL, run, ctx);
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    if (rc != 0) {
+        line_close(&control[0]);
+        line_close(&control[1]);
+        FAIL(ST_NOMEM,
+             "the lifeline's thread does not start: %s; raise the limit on processes (ulimit -u)",
+             strerror(rc));
+    }
+    return ST_OK;
 }
 
 /* Waits for an event until then; false: it did not come. */

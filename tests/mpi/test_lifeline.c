@@ -261,7 +261,7 @@ static void die(struct env *env, const char *mode)
     } else if (strcmp(mode, "hang") == 0 && rank == 1) {
         raise(SIGKILL);
     }
-    pause_ms(20000);
+    pause_ms(strcmp(mode, "wait") == 0 ? 60000 : 20000); // "wait": by hand, to cut a link
     say("nobody ended this rank\n");
     env_abort(99);
 }
@@ -271,7 +271,9 @@ static int play(struct env *env, const char *mode)
     char text[64];
     CHECK_OK(env_grid(env, 1));
     CHECK_OK(lifeline_open(env, on_fault, suspects, NULL));
-    stop_install(env->rank); // a launcher's SIGTERM ends nobody
+    if (strcmp(mode, "kill") == 0 || strcmp(mode, "error") == 0) {
+        stop_install(env->rank); // the launcher's SIGTERM ends nobody
+    }
     snprintf(text, sizeof text, "pid %d\n", (int)getpid());
     say(text);
     MPI_Barrier(env->world);
