@@ -69,6 +69,14 @@ class Watched(Running):
     def text(self):
         return "\n".join(line for _, line in self.heard)
 
+    def finish(self, limit_s=60):
+        """Waits for the end of mpirun; its exit code."""
+        self.wait_for(lambda: self.process.poll() is not None, "end of the run", limit_s)
+        self.thread.join()
+        self.process.stdout.close()
+        self.process.stderr.close()
+        return self.process.returncode
+
     def wait_for(self, condition, what, limit_s):
         until = time.monotonic() + limit_s
         while not condition():
@@ -87,8 +95,8 @@ class Hosts(FaultCase):
     def config(self, name, **more):
         return super().config(name, parallel__reproducible=True, **more)
 
-    def run_over_hosts(self, config, ranks=N):
-        return Watched(config, fault=SLOW, ranks=ranks, mpirun=(HOSTS, "mpirun"), **settings_of_users())
+    def run_over_hosts(self, config, ranks=N, fault=None):
+        return Watched(config, fault=fault, ranks=ranks, mpirun=(HOSTS, "mpirun"), **settings_of_users())
 
     def begin(self, name, ranks=N, **more):
         """A run over the hosts with at least two finished prompts."""
@@ -97,7 +105,7 @@ class Hosts(FaultCase):
             self.whole = f"{name}-whole"
             self.assertEqual(start(self.config(self.whole, **{**more, "parallel__tensor_ranks": 1})).code, DONE)
         self.addCleanup(self.kill_all)
-        run = self.run_over_hosts(self.config_path, self.n_ranks)
+        run = self.run_over_hosts(self.config_path, self.n_ranks, SLOW)
         run.wait_for(lambda: len(records_of(self.folder / name, "finished")) >= 2 or run.process.poll() is not None,
                      "finished prompt", 60)
         self.assertIsNone(run.process.poll(), run.text())
@@ -118,8 +126,7 @@ class Hosts(FaultCase):
         ended_s = time.monotonic() - since
         run.wait_for(lambda: not any(pids(h) for h in range(1, N + 1)), "end of every process", all_gone_s)
         gone_s = time.monotonic() - since
-        run.thread.join()
-        self.assertNotIn(run.process.returncode, (DONE, STOPPED))
+        self.assertNotIn(run.finish(), (DONE, STOPPED))
         print(f"\n    {name}: the cause named after {named()[0] - since:.1f} s, mpirun ended after {ended_s:.1f} s, "
               f"the last process after {gone_s:.1f} s", flush=True)
         for host in range(1, N + 1):
@@ -128,9 +135,7 @@ class Hosts(FaultCase):
 
     def resume(self, name):
         run = self.run_over_hosts(self.config_path, self.n_ranks)
-        run.wait_for(lambda: run.process.poll() is not None, "end of the resumed run", 60)
-        run.thread.join()
-        self.assertEqual(run.process.returncode, DONE, run.text())
+        self.assertEqual(run.finish(), DONE, run.text())
         self.check_whole(name, self.whole, DROPPED_HOSTS)
         self.assertEqual(records_of(self.folder / name, "failed"), [])
 
@@ -141,10 +146,8 @@ class Hosts(FaultCase):
         os.environ["HOSTS_FIRST_ONLY"] = str(first)
         self.addCleanup(os.environ.pop, "HOSTS_FIRST_ONLY")
         config = self.config("over", output__dir=first / "over")
-        run = self.run_over_hosts(config)
-        run.wait_for(lambda: run.process.poll() is not None, "end", 60)
-        run.thread.join()
-        self.assertEqual(run.process.returncode, DONE, run.text())
+        run = self.run_over_hosts(config, fault=SLOW)  # so that every replica gets some of the prompts
+        self.assertEqual(run.finish(), DONE, run.text())
         replicas = {r["replica"] for r in records_of(first / "over", "start")}
         self.assertEqual(replicas, set(range(N)))
         self.check_whole("first/over", "whole", DROPPED_HOSTS)
@@ -181,9 +184,7 @@ class Hosts(FaultCase):
         hosts("cut", 3)
         time.sleep(5)
         hosts("heal", 3)
-        run.wait_for(lambda: run.process.poll() is not None, "end of the run", 90)
-        run.thread.join()
-        self.assertEqual(run.process.returncode, DONE, run.text())
+        self.assertEqual(run.finish(), DONE, run.text())
         self.check_whole("healed", "whole", DROPPED_HOSTS)
 
 

@@ -98,7 +98,17 @@ pids | kill | cut | heal)
     pids) ip netns pids "h$2" ;;
     kill) ip netns pids "h$2" | xargs -r kill -9 ;;
     cut) ip -n switch link set "port$2" down ;;
-    heal) ip -n switch link set "port$2" up ;;
+    heal)
+        ip -n switch link set "port$2" up
+        # the kernel takes up to a second to use the link again: wait for an answer, be it a refusal
+        peer=$net.$(($2 == 1 ? 2 : 1))
+        for ((i = 0; i < 10; i++)); do
+            code=0
+            "$here" on "$2" timeout 1 bash -c ": </dev/tcp/$peer/9" 2>/dev/null || code=$?
+            [ $code = 124 ] || break
+        done
+        [ $i -lt 10 ] || { echo "hosts.sh: the link of host $2 stays dead" >&2; exit 1; }
+        ;;
     esac
     ;;
 *) usage ;;
