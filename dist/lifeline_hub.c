@@ -164,7 +164,10 @@ static void rank_failed(struct hub *h, int rank, size_t bytes)
                                    .ordinals = f->ordinals};
     memcpy(fault.text, f->text, sizeof fault.text);
     if (!h->heard || (!h->heard_prompts && f->n_prompts > 0)) {
-        say_fault(h, rank);
+        // rank 0 prints an error of its own itself; the prompt is what it does not say
+        if (rank != 0 || f->signal != 0 || f->n_prompts > 0) {
+            say_fault(h, rank);
+        }
         tell_others(h, rank, LINE_OVER);
         if (h->on_fault) {
             h->on_fault(h->ctx, &fault);

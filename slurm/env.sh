@@ -4,3 +4,6 @@ export OMP_WAIT_POLICY=passive
 export OMPI_MCA_mpi_yield_when_idle=1
 # srun needs PMIx with Open MPI; without it srun starts N programs of one rank each, which pmpd refuses.
 export SLURM_MPI_TYPE=pmix
+# mpirun notices a host that has fallen silent (a cut cable) after 21 to 24 s and ends the job; without these it waits
+# for ever. pmpd itself gives a silent host up earlier, so that its message, which names the rank, comes first.
+export OMPI_MCA_oob_tcp_keepalive_time=3 OMPI_MCA_oob_tcp_keepalive_intvl=3 OMPI_MCA_oob_tcp_keepalive_probes=7
