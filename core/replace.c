@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "core/replace.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -62,6 +63,30 @@ void replace_abandon(const char *temporary)
     if (temporary) {
         unlink(temporary);
     }
+}
+
+void replace_sweep(const char *path)
+{
+    char *folder = NULL, *left = NULL;
+    const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
+    size_t bytes = strlen(path) + sizeof((struct dirent *)0)->d_name + 2, n_name = strlen(name);
+    if (mem_strdup(&folder, path) != ST_OK || mem_alloc_array((void **)&left, bytes, 1) != ST_OK) {
+        mem_free(folder);
+        return;
+    }
+    folder[name - path] = '\0';
+    DIR *dir = opendir(folder[0] ? folder : ".");
+    for (struct dirent *e = dir ? readdir(dir) : NULL; e; e = readdir(dir)) {
+        if (strncmp(e->d_name, name, n_name) == 0 && strncmp(e->d_name + n_name, ".tmp.", 5) == 0) {
+            snprintf(left, bytes, "%s%s", folder, e->d_name);
+            unlink(left);
+        }
+    }
+    if (dir) {
+        closedir(dir);
+    }
+    mem_free(folder);
+    mem_free(left);
 }
 
 static enum status write_bytes(int fd, const char *data, size_t bytes, const char *path)

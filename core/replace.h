@@ -17,5 +17,8 @@ MUST_CHECK enum status replace_commit(const char *temporary, const char *path);
 MUST_CHECK enum status replace_with(const char *path, const void *data, size_t bytes);
 /* Removes a temporary file that will not be finished; its absence is no error. */
 void replace_abandon(const char *temporary);
+/* Removes what killed processes left beside path under temporary names. Nobody may be writing path.
+ */
+void replace_sweep(const char *path);
 
 #endif

@@ -60,7 +60,8 @@ enum status env_start(struct env *env, int *argc, char ***argv)
     *env = (struct env){.world = MPI_COMM_NULL,
                         .lease_comm = MPI_COMM_NULL,
                         .replica_comm = MPI_COMM_NULL,
-                        .size = 1};
+                        .size = 1,
+                        .start_s = clock_s()};
     int n_tasks = srun_tasks();
     // some MPI libraries end the process inside MPI_Init in this case, with less helpful words
     if (n_tasks > 1 && !getenv("PMIX_RANK") && !getenv("PMI_RANK") && !getenv("PMI_FD")) {

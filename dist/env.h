@@ -29,7 +29,8 @@ struct env {
     /* after env_grid: */
     MPI_Comm replica_comm;
     int replica, n_replicas, tensor_rank, tensor_size;
-    bool started; /* MPI was initialised by env_start */
+    bool started;   /* MPI was initialised by env_start */
+    double start_s; /* clock_s when env_start began */
 };
 
 /* MPI_Init_thread(FUNNELED), own communicator, errors return. Sets the log's rank and the abort

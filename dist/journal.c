@@ -6,6 +6,7 @@
 #include <inttypes.h>
 #include <isa-l.h>
 #include <limits.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/file.h>
@@ -24,7 +25,8 @@ struct journal {
     int64_t size;         /* bytes of whole records: where the next one begins */
     unsigned char *frame; /* (frame_bytes) owned */
     size_t frame_bytes;
-    bool broken; /* a failed append could not be cut back */
+    bool broken;          /* a failed append could not be cut back */
+    pthread_mutex_t lock; /* of all but fd and path: faults are appended by another thread */
     char path[PATH_MAX];
 };
 
@@ -322,6 +324,7 @@ enum status journal_open(struct journal **out, const char *dir, journal_visit_fn
     TRY(make_directories(dir));
     TRY(MEM_NEW(&j, 1));
     j->fd = -1;
+    pthread_mutex_init(&j->lock, NULL);
     TRY_GOTO(st, journal_path(j->path, dir), failed);
     j->fd = open(j->path, O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
     if (j->fd < 0) {
@@ -388,13 +391,32 @@ static const char *advice(int error)
     return "check the file system and start again: finished prompts are kept";
 }
 
-enum status journal_append(struct journal *j, uint32_t kind, const void *payload, size_t bytes,
-                           bool durable)
+static enum status reserve(struct journal *j, size_t payload_bytes)
+{
+    if (payload_bytes > JOURNAL_MAX_PAYLOAD) {
+        FAIL(ST_SHAPE,
+             "%s: a record of %zu bytes, at most %d are allowed; record fewer features "
+             "(output.kv_features)",
+             j->path, payload_bytes, JOURNAL_MAX_PAYLOAD);
+    }
+    size_t need = payload_bytes + HEAD_BYTES;
+    if (need > j->frame_bytes) {
+        unsigned char *frame = NULL;
+        TRY(MEM_NEW(&frame, need));
+        mem_free(j->frame);
+        j->frame = frame;
+        j->frame_bytes = need;
+    }
+    return ST_OK;
+}
+
+static enum status append(struct journal *j, uint32_t kind, const void *payload, size_t bytes,
+                          bool durable)
 {
     if (j->broken) {
         FAIL(ST_IO, "%s: an earlier write failed and could not be undone; start again", j->path);
     }
-    TRY(journal_reserve(j, bytes));
+    TRY(reserve(j, bytes));
     memcpy(j->frame, MAGIC, MAGIC_BYTES);
     put_u32(j->frame + 4, kind);
     put_u32(j->frame + 8, (uint32_t)bytes);
@@ -420,23 +442,21 @@ enum status journal_append(struct journal *j, uint32_t kind, const void *payload
     return ST_OK;
 }
 
+enum status journal_append(struct journal *j, uint32_t kind, const void *payload, size_t bytes,
+                           bool durable)
+{
+    pthread_mutex_lock(&j->lock);
+    enum status st = append(j, kind, payload, bytes, durable);
+    pthread_mutex_unlock(&j->lock);
+    return st;
+}
+
 enum status journal_reserve(struct journal *j, size_t payload_bytes)
 {
-    if (payload_bytes > JOURNAL_MAX_PAYLOAD) {
-        FAIL(ST_SHAPE,
-             "%s: a record of %zu bytes, at most %d are allowed; record fewer features "
-             "(output.kv_features)",
-             j->path, payload_bytes, JOURNAL_MAX_PAYLOAD);
-    }
-    size_t need = payload_bytes + HEAD_BYTES;
-    if (need > j->frame_bytes) {
-        unsigned char *frame = NULL;
-        TRY(MEM_NEW(&frame, need));
-        mem_free(j->frame);
-        j->frame = frame;
-        j->frame_bytes = need;
-    }
-    return ST_OK;
+    pthread_mutex_lock(&j->lock);
+    enum status st = reserve(j, payload_bytes);
+    pthread_mutex_unlock(&j->lock);
+    return st;
 }
 
 void journal_close(struct journal **j)
@@ -450,6 +470,7 @@ void journal_close(struct journal **j)
         }
         close((*j)->fd);
     }
+    pthread_mutex_destroy(&(*j)->lock);
     mem_free((*j)->frame);
     mem_free(*j);
     *j = NULL;
@@ -459,17 +480,48 @@ enum {
     RUN_BYTES = 4 + 8,
     START_BYTES = 8 + 16 + 12,
     REASON_BYTES = sizeof(((struct journal_failed *)0)->reason),
-    FAILED_BYTES = 8 + 16 + 4 + REASON_BYTES
+    FAILED_BYTES = 8 + 16 + 4 + REASON_BYTES,
+    FAULT_BYTES = 8 + 16 + 16 + REASON_BYTES,
+    END_BYTES = 8 + 8 + REASON_BYTES
 };
-_Static_assert((int)FAILED_BYTES <= (int)JOURNAL_SMALL_BYTES, "the largest small record");
+_Static_assert((int)FAULT_BYTES <= (int)JOURNAL_SMALL_BYTES, "the largest small record");
+
+static void put_f64(unsigned char *p, double v)
+{
+    uint64_t bits = 0;
+    memcpy(&bits, &v, sizeof bits);
+    put_u64(p, bits);
+}
+
+static double get_f64(const unsigned char *p)
+{
+    uint64_t bits = get_u64(p);
+    double v = 0;
+    memcpy(&v, &bits, sizeof v);
+    return v;
+}
+
+/* Nothing that happened to lie behind the text gets into the file. */
+static void put_reason(unsigned char *p, const char *reason)
+{
+    memset(p, 0, REASON_BYTES);
+    memcpy(p, reason, strnlen(reason, REASON_BYTES - 1));
+}
+
+static enum status get_reason(char *reason, const unsigned char *p, const char *what)
+{
+    memcpy(reason, p, REASON_BYTES);
+    if (reason[REASON_BYTES - 1] != '\0') {
+        FAIL(ST_FORMAT, "journal: the reason of a %s record has no end", what);
+    }
+    return ST_OK;
+}
 
 size_t journal_pack_run(void *buf, const struct journal_run *r)
 {
     unsigned char *p = buf;
-    uint64_t bits = 0;
-    memcpy(&bits, &r->unix_s, sizeof bits);
     put_u32(p, (uint32_t)r->epoch);
-    put_u64(p + 4, bits);
+    put_f64(p + 4, r->unix_s);
     return RUN_BYTES;
 }
 
@@ -492,10 +544,32 @@ size_t journal_pack_failed(void *buf, const struct journal_failed *r)
     put_u64(p + 8, r->key[0]);
     put_u64(p + 16, r->key[1]);
     put_u32(p + 24, (uint32_t)r->attempts);
-    size_t n = strnlen(r->reason, REASON_BYTES - 1);
-    memset(p + 28, 0, REASON_BYTES);
-    memcpy(p + 28, r->reason, n);
+    put_reason(p + 28, r->reason);
     return FAILED_BYTES;
+}
+
+size_t journal_pack_fault(void *buf, const struct journal_fault *r)
+{
+    unsigned char *p = buf;
+    put_u64(p, (uint64_t)r->ordinal);
+    put_u64(p + 8, r->key[0]);
+    put_u64(p + 16, r->key[1]);
+    put_u32(p + 24, (uint32_t)r->epoch);
+    put_u32(p + 28, (uint32_t)r->rank);
+    put_u32(p + 32, (uint32_t)r->n_company);
+    put_u32(p + 36, (uint32_t)r->signal);
+    put_reason(p + 40, r->reason);
+    return FAULT_BYTES;
+}
+
+size_t journal_pack_end(void *buf, const struct journal_end *r)
+{
+    unsigned char *p = buf;
+    put_u32(p, (uint32_t)r->epoch);
+    put_u32(p + 4, (uint32_t)r->how);
+    put_f64(p + 8, r->unix_s);
+    put_reason(p + 16, r->reason);
+    return END_BYTES;
 }
 
 static enum status check_bytes(const char *what, size_t found, size_t expected)
@@ -513,9 +587,7 @@ enum status journal_unpack_run(struct journal_run *out, const void *buf, size_t 
 {
     TRY(check_bytes("run", bytes, RUN_BYTES));
     const unsigned char *p = buf;
-    uint64_t bits = get_u64(p + 4);
-    out->epoch = (int32_t)get_u32(p);
-    memcpy(&out->unix_s, &bits, sizeof bits);
+    *out = (struct journal_run){.epoch = (int32_t)get_u32(p), .unix_s = get_f64(p + 4)};
     return ST_OK;
 }
 
@@ -538,9 +610,27 @@ enum status journal_unpack_failed(struct journal_failed *out, const void *buf, s
     *out = (struct journal_failed){.ordinal = (int64_t)get_u64(p),
                                    .key = {get_u64(p + 8), get_u64(p + 16)},
                                    .attempts = (int32_t)get_u32(p + 24)};
-    memcpy(out->reason, p + 28, REASON_BYTES);
-    if (out->reason[REASON_BYTES - 1] != '\0') {
-        FAIL(ST_FORMAT, "journal: the reason of a failed record has no end");
-    }
-    return ST_OK;
+    return get_reason(out->reason, p + 28, "failed");
+}
+
+enum status journal_unpack_fault(struct journal_fault *out, const void *buf, size_t bytes)
+{
+    TRY(check_bytes("fault", bytes, FAULT_BYTES));
+    const unsigned char *p = buf;
+    *out = (struct journal_fault){.ordinal = (int64_t)get_u64(p),
+                                  .key = {get_u64(p + 8), get_u64(p + 16)},
+                                  .epoch = (int32_t)get_u32(p + 24),
+                                  .rank = (int32_t)get_u32(p + 28),
+                                  .n_company = (int32_t)get_u32(p + 32),
+                                  .signal = (int32_t)get_u32(p + 36)};
+    return get_reason(out->reason, p + 40, "fault");
+}
+
+enum status journal_unpack_end(struct journal_end *out, const void *buf, size_t bytes)
+{
+    TRY(check_bytes("end", bytes, END_BYTES));
+    const unsigned char *p = buf;
+    *out = (struct journal_end){
+        .epoch = (int32_t)get_u32(p), .how = (int32_t)get_u32(p + 4), .unix_s = get_f64(p + 8)};
+    return get_reason(out->reason, p + 16, "end");
 }

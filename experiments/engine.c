@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "core/log.h"
+#include "dist/lifeline.h"
 #include "dist/shard.h"
 #include "kernels/kernels.h"
 
@@ -96,10 +97,23 @@ void engine_close(struct engine *e)
     backend_close(&e->be);
 }
 
+/* Errors of files, memory and network come to any prompt. */
+static bool is_prompts_doing(enum status st)
+{
+    return st != ST_IO && st != ST_NOMEM && st != ST_MPI && st != ST_NCCL && st != ST_TIMEOUT &&
+           st != ST_STOPPED;
+}
+
 enum status engine_loop_end(struct env *env, enum status st)
 {
-    if (st != ST_OK && env->size > 1) {
+    if (st == ST_OK) {
+        return st;
+    }
+    if (env->size > 1) {
         log_error("%s\n%s", status_message(), status_traceback());
+    }
+    lifeline_report(status_message(), is_prompts_doing(st));
+    if (env->size > 1) {
         env_abort(1);
     }
     return st;

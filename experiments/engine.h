@@ -34,8 +34,9 @@ MUST_CHECK enum status engine_load(struct engine *e, const struct settings *sett
                                    bool policy_adds_tokens);
 void engine_close(struct engine *e);
 
-/* After the token loop, where ranks can no longer agree: with more than one rank a failure is
- * printed here and ends the job (never returns); otherwise st comes back. */
+/* After the token loop, where ranks can no longer agree: a failure is reported through the lifeline
+ * (where there is one) and, with more than one rank, printed here and ends the job (never returns);
+ * otherwise st comes back. */
 MUST_CHECK enum status engine_loop_end(struct env *env, enum status st);
 
 #endif

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+#define _GNU_SOURCE // sigabbrev_np
 #include "experiments/resume.h"
 
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <xxhash.h>
@@ -67,16 +69,26 @@ static struct resume_prompt *find(struct resume_state *r, int64_t ordinal, const
     return p->key[0] == key[0] && p->key[1] == key[1] ? p : NULL;
 }
 
+static void forgive(struct resume_state *r, struct resume_prompt *p)
+{
+    r->n_failed -= p->failed;
+    p->failed = false;
+    p->n_faults = 0;
+}
+
 static enum status visit_finished(struct resume_state *r, const void *payload, size_t bytes)
 {
     struct finished_record record;
     TRY(trace_unpack(&record, payload, bytes));
     struct resume_prompt *p = find(r, record.ordinal, record.key);
     r->n_other += p == NULL;
+    r->n_deaths = 0; // whatever ends this start, it was good for something
+    r->has_finished = true;
     if (!p || p->finished) {
         trace_free(&record);
         return ST_OK;
     }
+    forgive(r, p);
     p->finished = true;
     r->n_finished++;
     if (r->keep_records) {
@@ -87,13 +99,59 @@ static enum status visit_finished(struct resume_state *r, const void *payload, s
     return ST_OK;
 }
 
+static enum status visit_failed(struct resume_state *r, const void *payload, size_t bytes)
+{
+    struct journal_failed failed;
+    TRY(journal_unpack_failed(&failed, payload, bytes));
+    struct resume_prompt *p = find(r, failed.ordinal, failed.key);
+    if (p && !p->failed && !p->finished) {
+        p->failed = true;
+        r->n_failed++;
+        p->failure = (struct failed_prompt){.ordinal = failed.ordinal, .attempts = failed.attempts};
+        memcpy(p->failure.reason, failed.reason, sizeof p->failure.reason);
+    }
+    return ST_OK;
+}
+
+/* Several ranks may report the same prompt when they fall together: that is one fault. */
+static enum status visit_fault(struct resume_state *r, const void *payload, size_t bytes)
+{
+    struct journal_fault fault;
+    TRY(journal_unpack_fault(&fault, payload, bytes));
+    struct resume_prompt *p = find(r, fault.ordinal, fault.key);
+    r->is_open = false;
+    if (p && !p->finished && (p->n_faults == 0 || p->fault.epoch != fault.epoch)) {
+        p->n_faults++;
+        p->fault = fault;
+    }
+    return ST_OK;
+}
+
+/* The starts since the last finished prompt that nothing says the end of. */
+static int32_t count_deaths(const struct resume_state *r)
+{
+    return r->n_deaths + (r->is_open && !r->has_finished);
+}
+
+static void visit_retry(struct resume_state *r)
+{
+    for (int64_t i = 0; i < r->n; i++) {
+        forgive(r, &r->prompts[i]);
+    }
+    r->n_deaths = 0;
+    r->is_open = false;
+}
+
 enum status resume_visit(void *ctx, uint32_t kind, const void *payload, size_t bytes)
 {
     struct resume_state *r = ctx;
     if (kind == JOURNAL_RUN) {
         struct journal_run run;
         TRY(journal_unpack_run(&run, payload, bytes));
+        r->n_deaths = count_deaths(r);
         r->n_epochs++;
+        r->is_open = true;
+        r->has_finished = false;
     } else if (kind == JOURNAL_START) {
         struct journal_start start;
         TRY(journal_unpack_start(&start, payload, bytes));
@@ -104,16 +162,70 @@ enum status resume_visit(void *ctx, uint32_t kind, const void *payload, size_t b
     } else if (kind == JOURNAL_FINISHED) {
         TRY(visit_finished(r, payload, bytes));
     } else if (kind == JOURNAL_FAILED) {
-        struct journal_failed failed;
-        TRY(journal_unpack_failed(&failed, payload, bytes));
-        struct resume_prompt *p = find(r, failed.ordinal, failed.key);
-        if (p && !p->failed && !p->finished) {
-            p->failed = true;
-            r->n_failed++;
-            p->failure =
-                (struct failed_prompt){.ordinal = failed.ordinal, .attempts = failed.attempts};
-            memcpy(p->failure.reason, failed.reason, sizeof p->failure.reason);
+        TRY(visit_failed(r, payload, bytes));
+    } else if (kind == JOURNAL_FAULT) {
+        TRY(visit_fault(r, payload, bytes));
+    } else if (kind == JOURNAL_END) {
+        struct journal_end end;
+        TRY(journal_unpack_end(&end, payload, bytes));
+        r->is_open = false;
+    } else if (kind == JOURNAL_RETRY) {
+        visit_retry(r);
+    }
+    return ST_OK;
+}
+
+enum status resume_retry(struct resume_state *r, struct journal *journal)
+{
+    TRY(journal_append(journal, JOURNAL_RETRY, NULL, 0, true));
+    visit_retry(r);
+    return ST_OK;
+}
+
+enum status resume_check_deaths(const struct resume_state *r, int32_t max_deaths, const char *dir)
+{
+    int32_t n = count_deaths(r);
+    if (max_deaths == 0 || n < max_deaths) {
+        return ST_OK;
+    }
+    FAIL(ST_USER,
+         "%d start%s on %s in a row died without a word (killed, out of memory, a lost host) and "
+         "finished no prompt; run.max_deaths = %d. Look for the cause (the kernel's or the "
+         "scheduler's log), then start with --retry-failed",
+         n, n == 1 ? "" : "s", dir, max_deaths);
+}
+
+/* "SIGSEGV on rank 3: ..." or "rank 3: ..." */
+static void describe_fault(char *text, size_t bytes, const struct journal_fault *f)
+{
+    const char *abbreviation = f->signal ? sigabbrev_np(f->signal) : NULL;
+    const char *between = f->reason[0] ? ": " : "";
+    int most = (int)sizeof f->reason - 40; // what is put in front is shorter than that
+    if (abbreviation) {
+        snprintf(text, bytes, "SIG%s on rank %d%s%.*s", abbreviation, f->rank, between, most,
+                 f->reason);
+    } else if (f->signal) {
+        snprintf(text, bytes, "signal %d on rank %d%s%.*s", f->signal, f->rank, between, most,
+                 f->reason);
+    } else {
+        snprintf(text, bytes, "rank %d%s%.*s", f->rank, between, most, f->reason);
+    }
+}
+
+enum status resume_fail_broken(struct resume_state *r, struct journal *journal)
+{
+    for (int64_t i = 0; i < r->n; i++) {
+        struct resume_prompt *p = &r->prompts[i];
+        if (p->finished || p->failed || p->n_faults < RESUME_MOST_FAULTS) {
+            continue;
         }
+        unsigned char packed[JOURNAL_SMALL_BYTES];
+        struct journal_failed failed = {
+            .ordinal = i, .key = {p->key[0], p->key[1]}, .attempts = p->attempts};
+        describe_fault(failed.reason, sizeof failed.reason, &p->fault);
+        size_t bytes = journal_pack_failed(packed, &failed);
+        TRY(journal_append(journal, JOURNAL_FAILED, packed, bytes, true));
+        TRY(visit_failed(r, packed, bytes));
     }
     return ST_OK;
 }

@@ -243,7 +243,9 @@ static int64_t decode_all(struct env *env, struct lease_client *client, struct l
         if (owner) {
             CHECK_OK(lease_owner_poll(owner));
         }
-        CHECK_OK(lease_client_progress(client));
+        bool stop = true;
+        CHECK_OK(lease_client_progress(client, &stop));
+        CHECK(!stop);
         for (int s = 0; s < n_slots; s++) {
             if (!slots[s].busy || --slots[s].passes_left > 0) {
                 continue;
@@ -289,7 +291,7 @@ static void play(struct env *env, const struct scene *what)
         CHECK_OK(lease_client_create(&client, env, owner, max_bytes, 60));
         uint64_t allocs = mem_alloc_count();
         mine = decode_all(env, client, owner);
-        CHECK_OK(lease_client_flush(client));
+        CHECK_OK(lease_client_leave(client));
         if (owner) {
             CHECK_OK(lease_owner_serve(owner));
             CHECK_OK(lease_owner_poll(owner));
