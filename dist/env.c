@@ -11,6 +11,7 @@
 
 #include "core/log.h"
 #include "core/mem.h"
+#include "dist/lifeline.h"
 #include "dist/watchdog.h"
 
 enum { MESSAGE_BYTES = 2048, BROADCAST_PIECE = 1 << 30, INVARIANT_EXIT_CODE = 70 };
@@ -29,6 +30,7 @@ enum status env_mpi_check(int rc, const char *call, const char *file, int line, 
 
 static void abort_hook(void)
 {
+    lifeline_report(status_message(), true);
     env_abort(INVARIANT_EXIT_CODE);
 }
 

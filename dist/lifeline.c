@@ -1,44 +1,358 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "dist/lifeline.h"
 
+#include <errno.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
+#include "core/log.h"
 #include "core/mem.h"
+#include "dist/lifeline_hub.h"
 
-static struct env *the_env;
-static lifeline_fault_fn *the_fault;
-static lifeline_suspects_fn *the_suspects;
-static void *the_ctx;
+_Static_assert(ATOMIC_INT_LOCK_FREE == 2 && ATOMIC_BOOL_LOCK_FREE == 2,
+               "signal handlers use these");
 
-enum status lifeline_open(struct env *env, lifeline_fault_fn *on_fault,
-                          lifeline_suspects_fn *suspects, void *ctx)
+enum { ACK_MS = 5000, OVER_MS = 10000, STACK_BYTES = 1 << 16, N_FATAL = 5 };
+
+static const int fatal[N_FATAL] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT};
+static const char *const fatal_text[N_FATAL] = {
+    "fatal signal SIGSEGV (invalid memory access)",
+    "fatal signal SIGBUS (memory or a mapped file failed)",
+    "fatal signal SIGFPE (division by zero)",
+    "fatal signal SIGILL (an instruction that this processor does not know)",
+    "fatal signal SIGABRT (a library gave up)"};
+
+/* One lifeline per process: signal handlers have no other way to find it. */
+static struct {
+    int32_t rank, replica;
+    lifeline_suspects_fn *suspects;
+    void *ctx;
+    atomic_int fd;   /* to rank 0; -1: none */
+    struct hub *hub; /* rank 0 */
+    /* other ranks: */
+    char root_host[LINE_HOST_BYTES];
+    pthread_t thread;
+    bool watching; /* the thread runs */
+    int control[2];
+    atomic_bool closing;
+    /* the one report of this process: */
+    atomic_bool reporting, reported, answered;
+    /* handlers: */
+    bool armed, own_stack;
+    struct sigaction former[N_FATAL];
+} line = {.fd = -1, .control = {-1, -1}};
+
+/* Static: a handler has no memory of its own, and a process reports once. */
+static struct {
+    struct line_head head;
+    struct line_fault fault;
+} frame;
+_Static_assert(sizeof frame == sizeof frame.head + sizeof frame.fault, "one frame, no gaps");
+
+/* ---- reports ---- */
+
+static bool in_own_thread(void)
 {
-    the_env = env;
-    the_fault = on_fault;
-    the_suspects = suspects;
-    the_ctx = ctx;
-    return ST_OK;
+    return line.hub ? hub_is_self(line.hub)
+                    : line.watching && pthread_equal(pthread_self(), line.thread);
+}
+
+static void wait_until(const atomic_bool *flag, int fd)
+{
+    int64_t until = line_now_ms() + ACK_MS;
+    while (!atomic_load(flag) && line_now_ms() < until) {
+        struct line_head head;
+        // rank 0 has no thread that listens at this end
+        if (fd >= 0 && line_receive(fd, &head, NULL, 0) == LINE_FRAME && head.kind == LINE_ACK) {
+            return;
+        }
+        poll(NULL, 0, 1); // a sleep that a signal handler may take
+    }
+}
+
+/* Async-signal-safe. text is borrowed. */
+static void report(int signal, const char *text, bool by_prompt)
+{
+    int fd = atomic_load(&line.fd);
+    if (fd < 0 || in_own_thread()) {
+        return;
+    }
+    if (atomic_exchange(&line.reporting, true)) {
+        wait_until(&line.reported, -1); // another thread does; the process must outlive that
+        return;
+    }
+    struct line_fault *f = &frame.fault;
+    f->replica = line.replica;
+    f->signal = signal;
+    f->n_prompts = by_prompt ? line.suspects(line.ctx, f->ordinals, LIFELINE_MAX_NAMED) : 0;
+    f->n_prompts = f->n_prompts < 0 ? 0 : f->n_prompts;
+    f->n_prompts = f->n_prompts > LIFELINE_MAX_NAMED ? LIFELINE_MAX_NAMED : f->n_prompts;
+    size_t n = strnlen(text, sizeof f->text - 1);
+    memcpy(f->text, text, n);
+    f->text[n] = '\0';
+    size_t bytes = offsetof(struct line_fault, ordinals);
+    bytes += (size_t)f->n_prompts * sizeof f->ordinals[0];
+    if (line_send_frame(fd, LINE_FAULT, &frame, sizeof frame.head + bytes)) {
+        wait_until(&line.answered, line.hub ? fd : -1);
+    }
+    atomic_store(&line.reported, true);
 }
 
 void lifeline_report(const char *text, bool by_prompt)
 {
-    static int64_t ordinals[LIFELINE_MAX_NAMED];
-    if (!the_env || the_env->rank != 0) {
-        return;
-    }
-    struct lifeline_fault f = {
-        .rank = the_env->rank, .replica = the_env->replica, .ordinals = ordinals};
-    snprintf(f.text, sizeof f.text, "%s", text);
-    f.n_prompts = by_prompt ? the_suspects(the_ctx, ordinals, LIFELINE_MAX_NAMED) : 0;
-    the_fault(the_ctx, &f);
+    report(0, text, by_prompt);
 }
 
 void lifeline_pass_stop(int signal)
 {
-    (void)signal;
+    int32_t number = signal;
+    int fd = atomic_load(&line.fd);
+    // a job that fails has nothing to stop, and the report's bytes stay together
+    if (fd >= 0 && !atomic_load(&line.reporting)) {
+        line_send(fd, LINE_STOP, &number, sizeof number);
+    }
+}
+
+/* ---- fatal signals ---- */
+
+static void on_fatal(int signal, siginfo_t *info, void *context)
+{
+    int i = 0;
+    (void)context;
+    while (i < N_FATAL - 1 && fatal[i] != signal) {
+        i++;
+    }
+    report(signal, fatal_text[i], true);
+    sigaction(signal, &line.former[i], NULL);
+    if (info->si_code <= 0) {
+        raise(signal); // sent by somebody; one by the processor comes again by itself
+    }
+}
+
+static void arm(void)
+{
+    static unsigned char stack[STACK_BYTES]; // after an overflow there is no other
+    stack_t mine = {.ss_sp = stack, .ss_size = sizeof stack}, old = {0};
+    if (sigaltstack(NULL, &old) == 0 && (old.ss_flags & SS_DISABLE)) {
+        line.own_stack = sigaltstack(&mine, NULL) == 0;
+    }
+    struct sigaction action = {.sa_sigaction = on_fatal, .sa_flags = SA_SIGINFO | SA_ONSTACK};
+    sigemptyset(&action.sa_mask);
+    for (int i = 0; i < N_FATAL; i++) {
+        sigaction(fatal[i], &action, &line.former[i]);
+    }
+    line.armed = true;
+}
+
+static void disarm(void)
+{
+    for (int i = 0; line.armed && i < N_FATAL; i++) {
+        sigaction(fatal[i], &line.former[i], NULL);
+    }
+    if (line.own_stack) {
+        stack_t none = {.ss_flags = SS_DISABLE};
+        sigaltstack(&none, NULL);
+    }
+    line.armed = line.own_stack = false;
+}
+
+/* ---- the thread of the other ranks ---- */
+
+static void root_is_gone(enum line_event how)
+{
+    char text[512];
+    int n = how == LINE_SILENT
+                ? snprintf(text, sizeof text,
+                           "pmpd: [rank %d] error: no sign of life from rank 0 (host %s) for %d s: "
+                           "its host or the link to it is down; ending\n",
+                           line.rank, line.root_host, LIFELINE_DEAD_S)
+                : snprintf(text, sizeof text,
+                           "pmpd: [rank %d] error: rank 0 (host %s) died without a word; ending\n",
+                           line.rank, line.root_host);
+    ssize_t written = write(STDERR_FILENO, text, n > 0 ? (size_t)n : 0);
+    (void)written;
+    _exit(LIFELINE_EXIT_CODE);
+}
+
+/* Hears rank 0 until it says good-bye or is gone. */
+static void *listen_to_root(void *unused)
+{
+    int fd = atomic_load(&line.fd);
+    bool told = false; // the cause of what comes now is known to the user
+    int64_t over_ms = 0;
+    (void)unused;
+    for (;;) {
+        struct pollfd p[2] = {{.fd = fd, .events = POLLIN},
+                              {.fd = line.control[0], .events = POLLIN}};
+        int64_t left = over_ms - line_now_ms();
+        int ms = over_ms == 0 ? -1 : left > 0 ? (int)left : 0;
+        if (poll(p, 2, ms) < 0) {
+            continue;
+        }
+        if (atomic_load(&line.closing)) {
+            return NULL;
+        }
+        if (over_ms > 0 && line_now_ms() >= over_ms) {
+            _exit(LIFELINE_EXIT_CODE); // nobody has ended this job yet
+        }
+        struct line_head head;
+        enum line_event e = p[0].revents ? line_receive(fd, &head, NULL, 0) : LINE_NOTHING;
+        if (e == LINE_FRAME && head.kind == LINE_ACK) {
+            atomic_store(&line.answered, true);
+        } else if (e == LINE_FRAME && head.kind == LINE_OVER) {
+            told = true;
+            over_ms = line_now_ms() + OVER_MS;
+        } else if (e == LINE_FRAME && head.kind == LINE_BYE) {
+            fd = -1;
+        } else if (e != LINE_NOTHING && atomic_load(&line.reporting)) {
+            fd = -1; // this rank is about to end with a message of its own
+            atomic_store(&line.answered, true);
+            over_ms = line_now_ms() + OVER_MS;
+        } else if (e != LINE_NOTHING && told) {
+            _exit(LIFELINE_EXIT_CODE);
+        } else if (e != LINE_NOTHING) {
+            root_is_gone(e);
+        }
+    }
+}
+
+/* ---- opening and closing ---- */
+
+static enum status open_root(const struct env *env, struct line_place *place,
+                             lifeline_fault_fn *on_fault, void *ctx)
+{
+    int pair[2], listener = -1;
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) != 0) {
+        FAIL(ST_NOMEM, "the lifeline gets no socket: %s; raise the limit on open files (ulimit -n)",
+             strerror(errno));
+    }
+    memset(place, 0, sizeof *place);
+    if (env->size > 1) {
+        listener = line_listen(place);
+        if (listener < 0) {
+            snprintf(place->why_not, sizeof place->why_not, "rank 0 cannot listen: %s",
+                     strerror(errno));
+        }
+    }
+    enum status st = hub_start(&line.hub, env->size, place, listener, pair[0], on_fault, ctx);
+    if (st != ST_OK) {
+        close(pair[1]);
+        return status_trace(st, __FILE__, __LINE__, __func__);
+    }
+    atomic_store(&line.fd, pair[1]);
+    return ST_OK;
+}
+
+static enum status open_other(const struct env *env, const struct line_place *place,
+                              char why[LINE_WHY_BYTES])
+{
+    memcpy(line.root_host, place->host, sizeof line.root_host);
+    memcpy(why, place->why_not, LINE_WHY_BYTES);
+    int fd = why[0] == '\0' ? line_connect(place, env->rank, why) : -1;
+    if (fd < 0) {
+        return ST_OK;
+    }
+    atomic_store(&line.fd, fd);
+    if (pipe(line.control) != 0) {
+        line.control[0] = line.control[1] = -1;
+        FAIL(ST_NOMEM, "the lifeline gets no pipe: %s; raise the limit on open files (ulimit -n)",
+             strerror(errno));
+    }
+    // signals stay with the main thread
+    sigset_t all, old;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &old);
+    int rc = pthread_create(&line.thread, NULL, listen_to_root, NULL);
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    if (rc != 0) {
+        FAIL(ST_NOMEM,
+             "the lifeline's thread does not start: %s; raise the limit on processes (ulimit -u)",
+             strerror(rc));
+    }
+    line.watching = true;
+    return ST_OK;
+}
+
+/* One warning for all who are not connected. */
+static enum status count_missing(const struct env *env, bool connected, char why[LINE_WHY_BYTES])
+{
+    int missing = !connected, n_missing = 0, mine = connected ? env->size : env->rank, first = 0;
+    TRY_MPI(MPI_Allreduce(&missing, &n_missing, 1, MPI_INT, MPI_SUM, env->world));
+    TRY_MPI(MPI_Allreduce(&mine, &first, 1, MPI_INT, MPI_MIN, env->world));
+    if (n_missing == 0) {
+        return ST_OK;
+    }
+    TRY_MPI(MPI_Bcast(why, LINE_WHY_BYTES, MPI_CHAR, first, env->world));
+    if (env->rank == 0) {
+        log_warn("no lifeline to %d of %d ranks (rank %d: %s): if one of them dies, only mpirun or "
+                 "srun may say so",
+                 n_missing, env->size, first, why);
+    }
+    return ST_OK;
+}
+
+enum status lifeline_open(struct env *env, lifeline_fault_fn *on_fault,
+                          lifeline_suspects_fn *suspects, void *ctx)
+{
+    struct line_place place = {0};
+    char why[LINE_WHY_BYTES] = "";
+    enum status st = ST_OK;
+    INVARIANT(atomic_load(&line.fd) < 0 && suspects);
+    line.rank = env->rank;
+    line.replica = env->replica;
+    line.suspects = suspects;
+    line.ctx = ctx;
+    atomic_store(&line.closing, false);
+    atomic_store(&line.reporting, false);
+    atomic_store(&line.reported, false);
+    atomic_store(&line.answered, false);
+    if (env->rank == 0) {
+        st = open_root(env, &place, on_fault, ctx);
+    }
+    TRY_GOTO(st, env_agree(env, st), failed);
+    int rc = MPI_Bcast(&place, (int)sizeof place, MPI_BYTE, 0, env->world);
+    TRY_GOTO(st, env_mpi_check(rc, "MPI_Bcast", __FILE__, __LINE__, __func__), failed);
+    if (env->rank != 0) {
+        st = open_other(env, &place, why);
+    }
+    TRY_GOTO(st, env_agree(env, st), failed);
+    TRY_GOTO(st, count_missing(env, atomic_load(&line.fd) >= 0, why), failed);
+    if (line.hub) {
+        hub_opened(line.hub);
+    }
+    if (atomic_load(&line.fd) >= 0) {
+        arm();
+    }
+    return ST_OK;
+failed:
+    lifeline_close();
+    return st;
 }
 
 void lifeline_close(void)
 {
-    the_env = NULL;
+    disarm();
+    atomic_store(&line.closing, true);
+    int fd = atomic_exchange(&line.fd, -1);
+    if (line.watching) {
+        line_send(fd, LINE_BYE, NULL, 0);
+        ssize_t written = write(line.control[1], "", 1);
+        (void)written;
+        pthread_join(line.thread, NULL);
+        line.watching = false;
+    }
+    hub_stop(&line.hub);
+    int fds[] = {fd, line.control[0], line.control[1]};
+    for (int i = 0; i < 3; i++) {
+        if (fds[i] >= 0) {
+            close(fds[i]);
+        }
+    }
+    line.control[0] = line.control[1] = -1;
 }

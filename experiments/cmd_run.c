@@ -210,7 +210,7 @@ static enum status open_run(struct run *r, int64_t *n_left)
     TRY_MPI(MPI_Bcast(news, 2, MPI_INT64_T, 0, r->env->world));
     *n_left = news[0];
     r->options.epoch = (int32_t)news[1];
-    return env_agree(r->env, lifeline_open(r->env, on_fault, suspects, r));
+    return lifeline_open(r->env, on_fault, suspects, r);
 }
 
 static enum status load(struct run *r)

@@ -1,8 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#define _GNU_SOURCE // sigabbrev_np
 #include "experiments/resume.h"
 
-#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <xxhash.h>
@@ -127,8 +125,7 @@ static enum status visit_fault(struct resume_state *r, const void *payload, size
     return ST_OK;
 }
 
-/* The starts since the last finished prompt that nothing says the end of. */
-static int32_t count_deaths(const struct resume_state *r)
+int32_t resume_n_deaths(const struct resume_state *r)
 {
     return r->n_deaths + (r->is_open && !r->has_finished);
 }
@@ -148,7 +145,7 @@ enum status resume_visit(void *ctx, uint32_t kind, const void *payload, size_t b
     if (kind == JOURNAL_RUN) {
         struct journal_run run;
         TRY(journal_unpack_run(&run, payload, bytes));
-        r->n_deaths = count_deaths(r);
+        r->n_deaths = resume_n_deaths(r);
         r->n_epochs++;
         r->is_open = true;
         r->has_finished = false;
@@ -184,7 +181,7 @@ enum status resume_retry(struct resume_state *r, struct journal *journal)
 
 enum status resume_check_deaths(const struct resume_state *r, int32_t max_deaths, const char *dir)
 {
-    int32_t n = count_deaths(r);
+    int32_t n = resume_n_deaths(r);
     if (max_deaths == 0 || n < max_deaths) {
         return ST_OK;
     }
@@ -193,23 +190,6 @@ enum status resume_check_deaths(const struct resume_state *r, int32_t max_deaths
          "finished no prompt; run.max_deaths = %d. Look for the cause (the kernel's or the "
          "scheduler's log), then start with --retry-failed",
          n, n == 1 ? "" : "s", dir, max_deaths);
-}
-
-/* "SIGSEGV on rank 3: ..." or "rank 3: ..." */
-static void describe_fault(char *text, size_t bytes, const struct journal_fault *f)
-{
-    const char *abbreviation = f->signal ? sigabbrev_np(f->signal) : NULL;
-    const char *between = f->reason[0] ? ": " : "";
-    int most = (int)sizeof f->reason - 40; // what is put in front is shorter than that
-    if (abbreviation) {
-        snprintf(text, bytes, "SIG%s on rank %d%s%.*s", abbreviation, f->rank, between, most,
-                 f->reason);
-    } else if (f->signal) {
-        snprintf(text, bytes, "signal %d on rank %d%s%.*s", f->signal, f->rank, between, most,
-                 f->reason);
-    } else {
-        snprintf(text, bytes, "rank %d%s%.*s", f->rank, between, most, f->reason);
-    }
 }
 
 enum status resume_fail_broken(struct resume_state *r, struct journal *journal)
@@ -222,7 +202,9 @@ enum status resume_fail_broken(struct resume_state *r, struct journal *journal)
         unsigned char packed[JOURNAL_SMALL_BYTES];
         struct journal_failed failed = {
             .ordinal = i, .key = {p->key[0], p->key[1]}, .attempts = p->attempts};
-        describe_fault(failed.reason, sizeof failed.reason, &p->fault);
+        int most = (int)sizeof failed.reason - 20; // of what follows "rank 123456: "
+        snprintf(failed.reason, sizeof failed.reason, "rank %d: %.*s", p->fault.rank, most,
+                 p->fault.reason);
         size_t bytes = journal_pack_failed(packed, &failed);
         TRY(journal_append(journal, JOURNAL_FAILED, packed, bytes, true));
         TRY(visit_failed(r, packed, bytes));

@@ -47,6 +47,8 @@ struct resume_state {
     bool has_finished; /* ... and whether it finished a prompt */
 };
 
+/* Starts since the last finished prompt that nothing says the end of. */
+int32_t resume_n_deaths(const struct resume_state *r);
 MUST_CHECK enum status resume_create(struct resume_state *out, int64_t n, bool keep_records);
 void resume_free(struct resume_state *r);
 /* A journal_visit_fn; ctx is a struct resume_state whose keys are filled. */

@@ -34,7 +34,7 @@ static void tell_history(const struct run_owner *o, const struct settings *s,
         n_suspects += !p->failed && p->n_faults > 0;
     }
     if (n_suspects > 0) {
-        log_warn("%lld prompt%s an earlier start ended at: decoded last, each by itself",
+        log_warn("earlier starts failed at %lld prompt%s: decoded last, each by itself",
                  (long long)n_suspects, n_suspects == 1 ? "" : "s");
     }
     if (r->n_epochs > 0) {
