@@ -24,7 +24,7 @@ state=$(mktemp -d /tmp/pmpd-slurm.XXXXXX) # short: sockets live there
 end() {
     local code=$?
     trap - EXIT
-    "$here/cluster.sh" down "$state"
+    [ -z "${PMPD_SLURM_KEEP:-}" ] || cp -r "$state/log" "$PMPD_SLURM_KEEP"; "$here/cluster.sh" down "$state"
     exit $code
 }
 trap end EXIT
