@@ -6,6 +6,7 @@ SPDX-License-Identifier: Apache-2.0
 import os
 import pathlib
 import re
+import signal
 import struct
 import subprocess
 import sys
@@ -54,6 +55,19 @@ def n_finished(directory):
         at += 16 + length
         n += kind == FINISHED and at <= len(data)
     return n
+
+
+def rank_processes(folder):
+    """The ranks of jobs whose configuration lies in the folder."""
+    found = []
+    for entry in pathlib.Path("/proc").iterdir():
+        try:
+            command = (entry / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if command[0] == PMPD.encode() and str(folder).encode() in b" ".join(command):
+            found.append(int(entry.name))
+    return sorted(found)
 
 
 class Job:
@@ -240,6 +254,14 @@ class Jobs(Case):
         job.requeued()
         self.check(job, starts=2)
         self.assertNotIn(dead, slurm("scontrol", "show", "hostnames", job.facts()["NodeList"]).split())
+
+    def test_rank_killed(self):
+        """As when a rank runs out of memory: the script itself puts the job back."""
+        job = Job(self.folder, self.config(), PMPD_LAUNCH="mpirun")
+        job.middle(self.out)
+        os.kill(rank_processes(self.folder)[-1], signal.SIGKILL)
+        job.requeued()
+        self.assertRegex(self.check(job, starts=2), r"exit code \d+; back into the queue")
 
     # last, by name: each takes a node away for good
     def test_zz_first_node_killed(self):
