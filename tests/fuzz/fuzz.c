@@ -197,6 +197,14 @@ size_t fuzz_mend_header(char *text, size_t bytes, size_t max_bytes)
     return n;
 }
 
+void fuzz_put_tokenizer(void)
+{
+    static const char text[] =
+        "{\"decoder\":{\"type\":\"Fuse\"},\"model\":{\"type\":\"BPE\",\"unk_token\":\"?\","
+        "\"vocab\":{\"?\":0,\"a\":1,\"b\":2,\"ab\":3},\"merges\":[\"a b\"]}}";
+    fuzz_put("tokenizer.json", text, sizeof text - 1);
+}
+
 /* ---- numbers ---- */
 
 uint8_t fuzz_u8(struct fuzz_bytes *b)

@@ -49,6 +49,10 @@ void fuzz_put_safetensors(const char *file, const struct fuzz_part *header,
  * 0: the text is left as it was, because it is no such header or does not fit. */
 size_t fuzz_mend_header(char *text, size_t bytes, size_t max_bytes);
 
+/* A tokenizer.json of four ids: "?", "a", "b" and "ab". */
+enum { FUZZ_VOCAB = 4 };
+void fuzz_put_tokenizer(void);
+
 /* Numbers from an input that is no file; zeros behind its end. */
 struct fuzz_bytes {
     const uint8_t *at, *end;

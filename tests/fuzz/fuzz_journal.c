@@ -46,6 +46,16 @@ static enum status count(void *ctx, uint32_t kind, const void *payload, size_t b
     return ST_OK;
 }
 
+static const struct tokenizer *small_tokenizer(void)
+{
+    static struct tokenizer *tok; // for all inputs; reachable, so no leak
+    if (!tok) {
+        fuzz_put_tokenizer();
+        INVARIANT(tokenizer_open(&tok, fuzz_folder(), FUZZ_VOCAB) == ST_OK);
+    }
+    return tok;
+}
+
 /* What the program writes at the end from what it finds. */
 static void check_resumed(const struct resume_state *r)
 {
@@ -55,7 +65,10 @@ static void check_resumed(const struct resume_state *r)
     struct level_table levels = {
         .n = 2, .level = {{.text = "4", .avg_bits = 4}, {.text = "2", .avg_bits = 2}}};
     struct finished_record finished[PROMPTS];
-    struct run_contents c = {.prompts = &prompts, .levels = &levels, .finished = finished};
+    struct run_contents c = {.prompts = &prompts,
+                             .levels = &levels,
+                             .tokenizer = small_tokenizer(),
+                             .finished = finished};
     int64_t n_finished = 0, n_failed = 0;
     for (int i = 0; i < PROMPTS; i++) {
         const struct resume_prompt *p = &r->prompts[i];

@@ -55,7 +55,7 @@ static void load(const struct model_source *src)
     struct weights w;
     struct level_table levels;
     int32_t id;
-    int32_t size = 1 + c->n_layers % 2; // the last of one or two ranks
+    int32_t size = c->vocab % 4 ? 1 : 2; // of two ranks the last one
     struct shard_options so = {.size = size};
     struct model_shard shard;
     level_table_init(&levels, c, src->held, src->head_held, src->dense_bits, src->head_dense_bits);

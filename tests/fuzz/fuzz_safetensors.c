@@ -38,7 +38,8 @@ static void check_tensor(const struct checkpoint *ckpt, int i)
     bool flat = t.n_dims == 1 || (t.n_dims == 2 && t.dims[1] > 0);
     if (usable && flat) {
         int32_t d1 = t.n_dims == 2 ? t.dims[1] : 0;
-        INVARIANT(fuzz_ok(checkpoint_get_shape(ckpt, name, t.dims[0], d1, &shaped)));
+        bool is_float = t.dtype == DT_F32 || t.dtype == DT_F16 || t.dtype == DT_BF16;
+        INVARIANT(fuzz_ok(checkpoint_get_shape(ckpt, name, t.dims[0], d1, &shaped)) == is_float);
         bool other = fuzz_ok(checkpoint_get_shape(ckpt, name, t.dims[0] ^ 1, d1, &shaped));
         INVARIANT(!other);
     }

@@ -6,11 +6,7 @@
 #include "experiments/windows.h"
 #include "tests/fuzz/fuzz.h"
 
-enum { CONTEXT = 64, VOCAB = 8 };
-
-static const char tokenizer[] = "{\"decoder\":{\"type\":\"Fuse\"},\"model\":{\"type\":\"BPE\","
-                                "\"unk_token\":\"?\",\"vocab\":{\"?\":0,"
-                                "\"a\":1,\"b\":2,\"ab\":3},\"merges\":[\"a b\"]}}";
+enum { CONTEXT = 64 };
 
 static void check_windows(const struct windows *w, int32_t vocab, int32_t longest)
 {
@@ -32,7 +28,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     struct windows w;
     static bool has_tokenizer;
     if (!has_tokenizer) {
-        fuzz_put("tokenizer.json", tokenizer, sizeof tokenizer - 1);
+        fuzz_put_tokenizer();
         has_tokenizer = true;
     }
     fuzz_split(part, 2, data, size);
@@ -40,8 +36,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     const char *name = text ? "rows.txt" : "rows.json";
     int32_t window = text ? 2 + (int32_t)(size % 7) : 0;
     fuzz_put_part(name, &part[text]);
-    if (fuzz_ok(windows_read(&w, fuzz_path(name), fuzz_folder(), VOCAB, CONTEXT, window))) {
-        check_windows(&w, VOCAB, text ? window : CONTEXT);
+    if (fuzz_ok(windows_read(&w, fuzz_path(name), fuzz_folder(), FUZZ_VOCAB, CONTEXT, window))) {
+        check_windows(&w, FUZZ_VOCAB, text ? window : CONTEXT);
     }
     windows_free(&w);
     return 0;

@@ -142,21 +142,52 @@ static void nested(json_t *header, json_t *linears, const char *name, int rows, 
     json_object_set_new(linears, name, json_pack("{s:i, s:o}", "n_cols", cols, "levels", levels));
 }
 
+struct role {
+    const char *name;
+    int rows, cols;
+};
+
+/* Both files in one input, the header's offsets filled in. */
+static void put_model(const char *name, json_t *config, json_t *header)
+{
+    char *a = json_dumps(config, JSON_COMPACT), *b = json_dumps(header, JSON_COMPACT);
+    INVARIANT(a && b);
+    size_t n_a = strlen(a), room = n_a + 1 + 2 * strlen(b);
+    char *both = malloc(room);
+    INVARIANT(both != NULL);
+    memcpy(both, a, n_a);
+    both[n_a] = (char)0xFF;
+    memcpy(both + n_a + 1, b, strlen(b));
+    size_t n = fuzz_mend_header(both + n_a + 1, strlen(b), room - n_a - 1);
+    INVARIANT(n > 0);
+    put("model", name, both, n_a + 1 + n);
+    free(both);
+    free(a);
+    free(b);
+    json_decref(header);
+    json_decref(config);
+}
+
+static json_t *model_config(const char *type)
+{
+    return json_pack("{s:s, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:b}", "model_type", type,
+                     "hidden_size", 32, "num_hidden_layers", 1, "num_attention_heads", 2,
+                     "num_key_value_heads", 1, "head_dim", 4, "intermediate_size", 6, "vocab_size",
+                     5, "tie_word_embeddings", 1);
+}
+
 /* kind 0: plain; 1: tied levels; 2: all kinds of levels, and a nested head. */
-static void model(int kind)
+static void llama(int kind)
 {
     static const enum level_kind tied[BITS_ALL] = {[2] = LEVEL_TIED, [3] = LEVEL_TIED};
     static const enum level_kind all[BITS_ALL] = {
         [2] = LEVEL_LUT, [3] = LEVEL_FREE, [8] = LEVEL_TAIL};
-    static const struct {
-        const char *name;
-        int rows, cols;
-    } roles[] = {{"self_attn.q_proj", 8, 32}, {"self_attn.k_proj", 4, 32},
-                 {"self_attn.v_proj", 4, 32}, {"self_attn.o_proj", 32, 8},
-                 {"mlp.gate_proj", 6, 32},    {"mlp.up_proj", 6, 32},
-                 {"mlp.down_proj", 32, 6}};
-    json_t *header = json_object(), *linears = json_object();
-    char name[128], file[2] = {(char)('0' + kind), '\0'};
+    static const struct role roles[] = {{"self_attn.q_proj", 8, 32}, {"self_attn.k_proj", 4, 32},
+                                        {"self_attn.v_proj", 4, 32}, {"self_attn.o_proj", 32, 8},
+                                        {"mlp.gate_proj", 6, 32},    {"mlp.up_proj", 6, 32},
+                                        {"mlp.down_proj", 32, 6}};
+    json_t *header = json_object(), *linears = json_object(), *config = model_config("llama");
+    char name[128];
     int n_planes = kind == 2 ? 8 : 3;
     for (size_t r = 0; r < sizeof roles / sizeof roles[0]; r++) {
         snprintf(name, sizeof name, "model.layers.0.%s", roles[r].name);
@@ -174,33 +205,35 @@ static void model(int kind)
     if (kind == 2) {
         nested(header, linears, "lm_head", 5, 32, n_planes, tied);
     }
-    json_t *config = json_pack("{s:s, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:b}", "model_type",
-                               "llama", "hidden_size", 32, "num_hidden_layers", 1,
-                               "num_attention_heads", 2, "num_key_value_heads", 1, "head_dim", 4,
-                               "intermediate_size", 6, "vocab_size", 5, "tie_word_embeddings", 1);
     if (kind) {
         json_object_set_new(config, "quantization_config",
                             json_pack("{s:s, s:i, s:s, s:i, s:i, s:O}", "quant_method", "pmpd",
                                       "format_version", 1, "method", "joint", "group_size", 32,
                                       "n_planes", n_planes, "linears", linears));
     }
-    char *a = json_dumps(config, JSON_COMPACT), *b = json_dumps(header, JSON_COMPACT);
-    INVARIANT(a && b);
-    size_t n_a = strlen(a), room = n_a + 1 + 2 * strlen(b);
-    char *both = malloc(room);
-    INVARIANT(both != NULL);
-    memcpy(both, a, n_a);
-    both[n_a] = (char)0xFF;
-    memcpy(both + n_a + 1, b, strlen(b));
-    size_t n = fuzz_mend_header(both + n_a + 1, strlen(b), room - n_a - 1);
-    INVARIANT(n > 0);
-    put("model", file, both, n_a + 1 + n);
-    free(both);
-    free(a);
-    free(b);
-    json_decref(header);
+    put_model(kind == 0 ? "plain" : kind == 1 ? "tied" : "kinds", config, header);
     json_decref(linears);
-    json_decref(config);
+}
+
+/* Layer norms, biases everywhere, no gate. */
+static void phi(void)
+{
+    static const struct role roles[] = {
+        {"layers.0.self_attn.q_proj", 8, 32}, {"layers.0.self_attn.k_proj", 4, 32},
+        {"layers.0.self_attn.v_proj", 4, 32}, {"layers.0.self_attn.dense", 32, 8},
+        {"layers.0.mlp.fc1", 6, 32},          {"layers.0.mlp.fc2", 32, 6},
+        {"layers.0.input_layernorm", 32, 0},  {"final_layernorm", 32, 0}};
+    json_t *header = json_object();
+    char name[128];
+    for (size_t r = 0; r < sizeof roles / sizeof roles[0]; r++) {
+        snprintf(name, sizeof name, "model.%s", roles[r].name);
+        tensor(header, name, "weight", "F32", roles[r].cols ? 2 : 1, roles[r].rows, roles[r].cols,
+               0);
+        tensor(header, name, "bias", "F16", 1, roles[r].rows, 0, 0);
+    }
+    tensor(header, "model.embed_tokens", "weight", "F16", 2, 5, 32, 0);
+    tensor(header, "lm_head", "bias", "F16", 1, 5, 0, 0);
+    put_model("phi", model_config("phi"), header);
 }
 
 int main(int argc, char **argv)
@@ -212,7 +245,8 @@ int main(int argc, char **argv)
     out = argv[1];
     journals();
     for (int kind = 0; kind < 3; kind++) {
-        model(kind);
+        llama(kind);
     }
+    phi();
     return 0;
 }
