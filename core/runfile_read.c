@@ -18,6 +18,7 @@
 #include "core/mem.h"
 #include "core/runfile.h"
 #include "core/runfile_internal.h"
+#include "core/unicode.h"
 
 static const char *const table_names[] = {"prompts",       "steps",     "passes", "plans",
                                           "plan_switches", "decisions", "failed", NULL};
@@ -25,6 +26,11 @@ static const char *const table_names[] = {"prompts",       "steps",     "passes"
 /* Sets a member; a text that is not UTF-8 or a number that is not finite becomes null. */
 static enum status set_member(json_t *object, const char *key, json_t *value)
 {
+    size_t bytes = strlen(key);
+    if (utf8_check(key, bytes) < bytes) { // jansson would print it as something that is no JSON
+        json_decref(value);
+        FAIL(ST_FORMAT, "the name \"%.60s\" is not UTF-8", key);
+    }
     if (json_object_set_new_nocheck(object, key, value ? value : json_null()) != 0) {
         FAIL(ST_NOMEM, "out of memory for the description of a run file");
     }

@@ -24,6 +24,17 @@ static void trace_add(const char *file, int line, const char *func)
     snprintf(trace + used, sizeof trace - used, "    at %s (%s:%d)\n", func, base_name(file), line);
 }
 
+/* Names and texts in a message may come from a hostile file: they must neither end its line nor
+ * steer the terminal. */
+static void show_controls(void)
+{
+    for (char *c = message; *c; c++) {
+        if ((unsigned char)*c < 0x20 || *c == 0x7f) {
+            *c = '?';
+        }
+    }
+}
+
 enum status status_raise(enum status st, const char *file, int line, const char *func,
                          const char *fmt, ...)
 {
@@ -31,6 +42,7 @@ enum status status_raise(enum status st, const char *file, int line, const char 
     va_start(ap, fmt);
     vsnprintf(message, sizeof message, fmt, ap);
     va_end(ap);
+    show_controls();
     trace[0] = '\0';
     trace_add(file, line, func);
     return st;
@@ -55,6 +67,7 @@ enum status status_prefix(enum status st, const char *fmt, ...)
     }
     size_t used = (size_t)n < sizeof message ? (size_t)n : sizeof message - 1;
     snprintf(message + used, sizeof message - used, "%s", old);
+    show_controls();
     return st;
 }
 

@@ -27,9 +27,9 @@ enum status {
 #define MUST_CHECK __attribute__((warn_unused_result))
 #define PRINTF(a, b) __attribute__((format(printf, a, b)))
 
-/* Stores the message (one line: what was found, what was expected, what to do) and starts a new
- * traceback. Returns st, so that FAIL can return it. Never fails. Per thread.
- */
+/* Stores the message (one line: what was found, what was expected, what to do; control characters
+ * become '?') and starts a new traceback. Returns st, so that FAIL can return it. Never fails. Per
+ * thread. */
 enum status status_raise(enum status st, const char *file, int line, const char *func,
                          const char *fmt, ...) PRINTF(5, 6);
 /* Adds one line to the traceback; returns st. */
