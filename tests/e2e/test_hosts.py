@@ -88,22 +88,21 @@ class Watched(Running):
 class Hosts(FaultCase):
     n_prompts = 12
 
-    def setUp(self):
-        super().setUp()
-        self.assertEqual(start(self.config("whole")).code, DONE)
-
     def config(self, name, **more):
         return super().config(name, parallel__reproducible=True, **more)
+
+    def make_whole(self, name, **more):
+        """An uninterrupted run of one rank on one host."""
+        self.assertEqual(start(self.config(name, **more)).code, DONE)
+        return name
 
     def run_over_hosts(self, config, ranks=N, fault=None):
         return Watched(config, fault=fault, ranks=ranks, mpirun=(HOSTS, "mpirun"), **settings_of_users())
 
     def begin(self, name, ranks=N, **more):
         """A run over the hosts with at least two finished prompts."""
-        self.config_path, self.n_ranks, self.whole = self.config(name, **more), ranks, "whole"
-        if more:
-            self.whole = f"{name}-whole"
-            self.assertEqual(start(self.config(self.whole, **{**more, "parallel__tensor_ranks": 1})).code, DONE)
+        self.config_path, self.n_ranks = self.config(name, **more), ranks
+        self.whole = self.make_whole("whole", **{**more, "parallel__tensor_ranks": 1})
         self.addCleanup(self.kill_all)
         run = self.run_over_hosts(self.config_path, self.n_ranks, SLOW)
         run.wait_for(lambda: len(records_of(self.folder / name, "finished")) >= 2 or run.process.poll() is not None,
@@ -145,6 +144,7 @@ class Hosts(FaultCase):
         first.mkdir()
         os.environ["HOSTS_FIRST_ONLY"] = str(first)
         self.addCleanup(os.environ.pop, "HOSTS_FIRST_ONLY")
+        self.make_whole("whole")
         config = self.config("over", output__dir=first / "over")
         run = self.run_over_hosts(config, fault=SLOW)  # so that every replica gets some of the prompts
         self.assertEqual(run.finish(), DONE, run.text())
