@@ -9,6 +9,7 @@
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -17,7 +18,7 @@
 
 /* Any process may connect while the ranks do: so many of those that have not said the token are
  * heard, so long. */
-enum { MAX_STRANGERS = 64, STRANGER_MS = 5000 };
+enum { MAX_STRANGERS = 128, STRANGER_MS = 1000 };
 /* A job that has failed is ended by the failing rank, through MPI, or by the launcher. Rank 0 ends
  * itself, and so the rest, when that does not come about: so long after the report, and after the
  * rank's own end. */
@@ -205,9 +206,21 @@ static void listen_to_rank(struct hub *h, int rank)
 
 /* ---- strangers ---- */
 
+static struct stranger *free_place(struct hub *h)
+{
+    for (int i = 0; i < MAX_STRANGERS; i++) {
+        if (h->strangers[i].fd < 0) {
+            return &h->strangers[i];
+        }
+    }
+    return NULL;
+}
+
+/* Those for whom there is no place wait in the listener's queue. */
 static void accept_all(struct hub *h)
 {
-    for (;;) {
+    struct stranger *s = NULL;
+    while ((s = free_place(h)) != NULL) {
         int fd = accept4(h->listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
         if (fd < 0) {
             if (errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR &&
@@ -216,12 +229,6 @@ static void accept_all(struct hub *h)
             }
             return;
         }
-        struct stranger *s = &h->strangers[0]; // a free place, or the one that waits longest
-        for (int i = 1; i < MAX_STRANGERS && s->fd >= 0; i++) {
-            struct stranger *other = &h->strangers[i];
-            s = other->fd < 0 || other->until_ms < s->until_ms ? other : s;
-        }
-        line_close(&s->fd);
         *s = (struct stranger){.fd = fd, .until_ms = line_now_ms() + STRANGER_MS};
     }
 }
@@ -281,7 +288,7 @@ static int wait_for_any(struct hub *h)
     int n = 0;
     int64_t until = h->over_ms, now = line_now_ms();
     h->fds[n++] = (struct pollfd){.fd = h->control[0], .events = POLLIN};
-    h->fds[n++] = (struct pollfd){.fd = h->listener, .events = POLLIN};
+    h->fds[n++] = (struct pollfd){.fd = free_place(h) ? h->listener : -1, .events = POLLIN};
     for (int r = 0; r < h->n_ranks; r++) {
         h->fds[n++] = (struct pollfd){.fd = h->lines[r].fd, .events = POLLIN | POLLRDHUP};
     }
@@ -374,8 +381,20 @@ static void hub_free(struct hub **hub)
     *hub = NULL;
 }
 
+/* Room for a connection of every rank: the usual limit, 1024, is only where a process starts. */
+static void allow_files(int n)
+{
+    struct rlimit r;
+    if (getrlimit(RLIMIT_NOFILE, &r) == 0 && r.rlim_cur < (rlim_t)n) {
+        r.rlim_cur = r.rlim_max < (rlim_t)n ? r.rlim_max : (rlim_t)n;
+        int rc = setrlimit(RLIMIT_NOFILE, &r);
+        (void)rc; // the ranks that find no place are named in a warning
+    }
+}
+
 static enum status hub_fill(struct hub *h, int own)
 {
+    allow_files(h->n_ranks + MAX_STRANGERS + 1024);
     TRY(MEM_NEW(&h->lines, h->n_ranks));
     for (int r = 0; r < h->n_ranks; r++) {
         h->lines[r].fd = -1;

@@ -19,7 +19,8 @@
 #include <unistd.h>
 
 enum { MAGIC = 0x4C4D5031, SMALL_BYTES = 64 };
-enum { CONNECT_MS = 2000, FRAME_MS = 2000 };
+/* Who accepts a connection at that port is most likely rank 0, busy with the other ranks. */
+enum { CONNECT_MS = 2000, WELCOME_MS = 5000, FRAME_MS = 2000 };
 
 int64_t line_now_ms(void)
 {
@@ -247,7 +248,6 @@ static int connect_to(const struct line_place *place, uint32_t address, int32_t 
     uint64_t answer = 0;
     int error = 0;
     socklen_t bytes = sizeof error;
-    int64_t until = line_now_ms() + CONNECT_MS;
     unsigned char frame[sizeof head + sizeof hello];
     int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd < 0) {
@@ -260,7 +260,7 @@ static int connect_to(const struct line_place *place, uint32_t address, int32_t 
         goto failed;
     }
     errno = ETIMEDOUT;
-    if (!wait_for(fd, POLLOUT, until)) {
+    if (!wait_for(fd, POLLOUT, line_now_ms() + CONNECT_MS)) {
         goto failed;
     }
     if (getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &bytes) != 0 || error != 0) {
@@ -268,7 +268,8 @@ static int connect_to(const struct line_place *place, uint32_t address, int32_t 
         goto failed;
     }
     errno = ECONNRESET;
-    if (!line_send_frame(fd, LINE_HELLO, frame, sizeof frame) || !wait_for(fd, POLLIN, until) ||
+    if (!line_send_frame(fd, LINE_HELLO, frame, sizeof frame) ||
+        !wait_for(fd, POLLIN, line_now_ms() + WELCOME_MS) ||
         line_receive(fd, &head, &answer, sizeof answer) != LINE_FRAME ||
         head.kind != LINE_WELCOME || head.bytes != sizeof answer || answer != place->token[1]) {
         errno = errno == 0 ? ECONNRESET : errno;
