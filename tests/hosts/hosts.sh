@@ -7,10 +7,10 @@
 #   hosts.sh pids I                    processes of host I
 #   hosts.sh kill I                    SIGKILL to all of them: the host dies
 #   hosts.sh cut I | heal I            its cable: nothing comes through, nobody is told
-# A host is a network namespace with a host name, a TMPDIR (COMMAND has one, too) and mounts of its own; where HOSTS_FIRST_ONLY names
-# a folder, the other hosts see an empty read-only one there. The world is a PID, mount and network namespace:
-# nothing of it (names, addresses, mounts, processes) can be seen from outside or clash with anything there, and the
-# kernel takes it all away when COMMAND ends or this script is killed.
+# A host is a network namespace with a host name, a TMPDIR (COMMAND has one, too) and mounts of its own; where
+# HOSTS_FIRST_ONLY names a folder, the other hosts see an empty read-only one there. The world is a PID, mount and
+# network namespace: nothing of it (names, addresses, mounts, processes) can be seen from outside or clash with anything
+# there, and the kernel takes it all away when COMMAND ends or this script is killed.
 # Needs root (CAP_SYS_ADMIN, CAP_NET_ADMIN), iproute2 and util-linux; exit code 77 where they are missing.
 set -euo pipefail
 
