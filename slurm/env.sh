@@ -19,8 +19,10 @@ export OMPI_MCA_hwloc_base_binding_policy=${OMPI_MCA_hwloc_base_binding_policy:-
 # For a site whose MPI wants another: SLURM_MPI_TYPE=pmi2 (or cray_shasta) before sbatch.
 export SLURM_MPI_TYPE=${SLURM_MPI_TYPE:-pmix}
 
-# mpirun only. A host or link that is silent for 3 + 7 x 3 s ends the job (else it waits for ever).
-# pmpd itself gives a silent host up earlier, so its message, which names the rank, comes first.
+# mpirun only. It notices a host that has fallen silent (a cut cable) after 21 to 24 s and ends the
+# job; without these it waits for ever. The ranks' own lifeline (dist/lifeline.h) gives a silent host
+# up after 15 to 20 s, which names the rank, and ends the ranks 10 s later: mpirun must come in
+# between, or it waits for the answer of its daemon there.
 export OMPI_MCA_oob_tcp_keepalive_time=${OMPI_MCA_oob_tcp_keepalive_time:-3}
 export OMPI_MCA_oob_tcp_keepalive_intvl=${OMPI_MCA_oob_tcp_keepalive_intvl:-3}
 export OMPI_MCA_oob_tcp_keepalive_probes=${OMPI_MCA_oob_tcp_keepalive_probes:-7}

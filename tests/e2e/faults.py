@@ -40,7 +40,10 @@ class Running:
         self.log = pathlib.Path(f"{config}.log")
         self.log.unlink(missing_ok=True)
         env = environment()
-        env.update(PMPD_FAULT_LOG=str(self.log), **extra)
+        env.update(PMPD_FAULT_LOG=str(self.log))
+        if fault and ranks:  # what killed ranks and mpiruns leave lying about lies in the test's folder
+            env.update(dict.fromkeys(("TMPDIR", "OMPI_MCA_btl_vader_backing_directory"), str(self.log.parent)))
+        env.update(extra)
         for name, value in (("PMPD_FAULT", fault), ("PMPD_FAULT_IDLE", idle)):
             env.pop(name, None)
             if value is not None:

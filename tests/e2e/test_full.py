@@ -6,7 +6,7 @@ import sys
 import unittest
 
 from common import main
-from faults import (DONE, DROPPED, DROPPED_WORLDS, STOPPED, FaultCase, read_journal, start)
+from faults import (DONE, DROPPED, DROPPED_WORLDS, STOPPED, FaultCase, read_journal, records_of, start)
 
 PAGE = 4096
 MAY_MOUNT = os.environ.get("PMPD_TEST_MOUNTS") == "1"
@@ -43,6 +43,7 @@ class Full(FaultCase):
             self.assertIn(part, errors[0])
         self.assertEqual(read_journal(self.folder / name)[1], 0, "bytes behind the last record of the journal")
         self.assertEqual([p.name for p in (self.folder / name).iterdir() if ".tmp" in p.name], [])
+        self.assertEqual(records_of(self.folder / name, "fault"), [], "a full disk is no prompt's doing")
 
     def resume(self, name, config, dropped=DROPPED, **options):
         run = start(config, **options)

@@ -1,6 +1,7 @@
 """SIGKILL everywhere, then the same command again: the run file equals an uninterrupted run's, nothing that was
 finished is decoded again, torn frames are cut, no temporary file stays. Every run directory is killed many times,
 each start at another point."""
+import json
 import shutil
 
 import h5py
@@ -35,12 +36,22 @@ class Kills(FaultCase):
         Kills.n_killed[point] = Kills.n_killed.get(point, 0) + 1
         return run
 
+    def check_results(self, name, whole, dropped):
+        """run.h5 and answers.jsonl are there whole, or not at all."""
+        directory = self.folder / name
+        if (directory / "run.h5").exists():
+            self.assertEqual(differences(directory, self.folder / whole, dropped), [])
+        if (directory / "answers.jsonl").exists():
+            lines = (directory / "answers.jsonl").read_text().splitlines()
+            self.assertEqual(len([json.loads(line) for line in lines]), self.n_prompts)
+
     def kill_and_finish(self, name, kills, whole, dropped, last, **settings):
         """kills: [(fault, world)] one after the other on one run directory; then a plain start of world `last`."""
         config = self.config(name, **settings)
         cut = torn = False
         for fault, world in kills:
             run = self.kill(config, name, fault, world)
+            self.check_results(name, whole, dropped)
             cut += "of an unfinished or damaged record" in run.err
             torn += ":torn" in fault and fault.startswith("journal")
         run = start(config, *self.world_args(last), ranks=last[0])

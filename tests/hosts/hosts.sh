@@ -7,10 +7,10 @@
 #   hosts.sh pids I                    processes of host I
 #   hosts.sh kill I                    SIGKILL to all of them: the host dies
 #   hosts.sh cut I | heal I            its cable: nothing comes through, nobody is told
-# A host is a network namespace with a host name, a TMPDIR and mounts of its own; where HOSTS_FIRST_ONLY names
-# a folder, the other hosts see an empty read-only one there. The world is a PID, mount and network namespace:
-# nothing of it (names, addresses, mounts, processes) can be seen from outside or clash with anything there, and the
-# kernel takes it all away when COMMAND ends or this script is killed.
+# A host is a network namespace with a host name, a TMPDIR (COMMAND has one, too) and mounts of its own; where
+# HOSTS_FIRST_ONLY names a folder, the other hosts see an empty read-only one there. The world is a PID, mount and
+# network namespace: nothing of it (names, addresses, mounts, processes) can be seen from outside or clash with anything
+# there, and the kernel takes it all away when COMMAND ends or this script is killed.
 # Needs root (CAP_SYS_ADMIN, CAP_NET_ADMIN), iproute2 and util-linux; exit code 77 where they are missing.
 set -euo pipefail
 
@@ -26,7 +26,7 @@ make_world() { # N COMMAND...: the first process of the new namespaces
     shift
     mount -t tmpfs tmpfs /run
     ip link set lo up
-    mkdir -p $world /run/netns
+    mkdir -p $world/tmp0 /run/netns
     echo "$n" >$world/n
     ip netns add switch
     ip -n switch link add bridge type bridge
@@ -48,7 +48,7 @@ make_world() { # N COMMAND...: the first process of the new namespaces
     printf '#!/usr/bin/env bash\nwhile [[ $1 == -* ]]; do shift; done\nh=$1; shift\nexec "%s" on "${h#h}" /bin/sh -c "$*"\n' \
         "$here" >$world/agent
     chmod +x $world/agent
-    PMPD_HOSTS=$n exec "$@"
+    PMPD_HOSTS=$n TMPDIR=$world/tmp0 exec "$@"
 }
 
 on_host() { # I COMMAND...; ip netns exec has made a mount namespace
