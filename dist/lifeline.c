@@ -18,7 +18,7 @@
 _Static_assert(ATOMIC_INT_LOCK_FREE == 2 && ATOMIC_BOOL_LOCK_FREE == 2,
                "signal handlers use these");
 
-enum { ACK_MS = 5000, OVER_MS = 10000, STACK_BYTES = 1 << 16, N_FATAL = 5 };
+enum { ACK_MS = 5000, OVER_MS = 10000, GONE_MS = 3000, STACK_BYTES = 1 << 16, N_FATAL = 5 };
 
 static const int fatal[N_FATAL] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT};
 static const char *const fatal_text[N_FATAL] = {
@@ -164,7 +164,7 @@ static void disarm(void)
 
 /* ---- the thread of the other ranks ---- */
 
-static void root_is_gone(enum line_event how)
+static void end_without_root(enum line_event how)
 {
     char text[512];
     int n = how == LINE_SILENT
@@ -180,44 +180,62 @@ static void root_is_gone(enum line_event how)
     _exit(LIFELINE_EXIT_CODE);
 }
 
-/* Hears rank 0 until it says good-bye or is gone. */
+/* What the thread knows. */
+struct watch {
+    int fd;        /* -1: nothing more comes from rank 0 */
+    bool told;     /* rank 0 has said why the job ends, or this rank has */
+    bool silent;   /* rank 0 is not heard of any more */
+    int64_t until; /* then this process ends, if nobody has ended it; 0: it goes on */
+};
+
+static void hear(struct watch *w, enum line_event e, uint32_t kind)
+{
+    if (e == LINE_FRAME && kind == LINE_ACK) {
+        atomic_store(&line.answered, true);
+    } else if (e == LINE_FRAME && kind == LINE_OVER) {
+        w->told = true;
+        w->until = line_now_ms() + OVER_MS;
+    } else if (e == LINE_FRAME && kind == LINE_BYE) {
+        w->fd = -1;
+    } else if (w->told || atomic_load(&line.reporting)) {
+        // the launcher is faster, and knows the exit code of the rank that began it
+        w->fd = -1;
+        w->told = true;
+        w->until = line_now_ms() + GONE_MS;
+        atomic_store(&line.answered, true); // no more than this
+    } else if (e == LINE_SILENT) {
+        // a word or an exit now would wait for ever on its way to mpirun, and keep its daemon on
+        // this host from noticing that mpirun is cut off
+        w->fd = -1;
+        w->silent = true;
+        w->until = line_now_ms() + OVER_MS;
+    } else {
+        end_without_root(e);
+    }
+}
+
 static void *listen_to_root(void *unused)
 {
-    int fd = atomic_load(&line.fd);
-    bool told = false; // the cause of what comes now is known to the user
-    int64_t over_ms = 0;
+    struct watch w = {.fd = atomic_load(&line.fd)};
     (void)unused;
     for (;;) {
-        struct pollfd p[2] = {{.fd = fd, .events = POLLIN},
+        struct pollfd p[2] = {{.fd = w.fd, .events = POLLIN},
                               {.fd = line.control[0], .events = POLLIN}};
-        int64_t left = over_ms - line_now_ms();
-        int ms = over_ms == 0 ? -1 : left > 0 ? (int)left : 0;
-        if (poll(p, 2, ms) < 0) {
-            continue;
-        }
+        int64_t left = w.until - line_now_ms();
+        poll(p, 2, w.until == 0 ? -1 : left > 0 ? (int)left : 0);
         if (atomic_load(&line.closing)) {
             return NULL;
         }
-        if (over_ms > 0 && line_now_ms() >= over_ms) {
-            _exit(LIFELINE_EXIT_CODE); // nobody has ended this job yet
-        }
-        struct line_head head;
-        enum line_event e = p[0].revents ? line_receive(fd, &head, NULL, 0) : LINE_NOTHING;
-        if (e == LINE_FRAME && head.kind == LINE_ACK) {
-            atomic_store(&line.answered, true);
-        } else if (e == LINE_FRAME && head.kind == LINE_OVER) {
-            told = true;
-            over_ms = line_now_ms() + OVER_MS;
-        } else if (e == LINE_FRAME && head.kind == LINE_BYE) {
-            fd = -1;
-        } else if (e != LINE_NOTHING && atomic_load(&line.reporting)) {
-            fd = -1; // this rank is about to end with a message of its own
-            atomic_store(&line.answered, true);
-            over_ms = line_now_ms() + OVER_MS;
-        } else if (e != LINE_NOTHING && told) {
+        if (w.until > 0 && line_now_ms() >= w.until) {
+            if (w.silent) {
+                end_without_root(LINE_SILENT);
+            }
             _exit(LIFELINE_EXIT_CODE);
-        } else if (e != LINE_NOTHING) {
-            root_is_gone(e);
+        }
+        struct line_head head = {0};
+        enum line_event e = w.fd >= 0 ? line_receive(w.fd, &head, NULL, 0) : LINE_NOTHING;
+        if (e != LINE_NOTHING) {
+            hear(&w, e, head.kind);
         }
     }
 }
@@ -259,22 +277,7 @@ static enum status open_other(const struct env *env, const struct line_place *pl
         return ST_OK;
     }
     atomic_store(&line.fd, fd);
-    if (pipe(line.control) != 0) {
-        line.control[0] = line.control[1] = -1;
-        FAIL(ST_NOMEM, "the lifeline gets no pipe: %s; raise the limit on open files (ulimit -n)",
-             strerror(errno));
-    }
-    // signals stay with the main thread
-    sigset_t all, old;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &old);
-    int rc = pthread_create(&line.thread, NULL, listen_to_root, NULL);
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
-    if (rc != 0) {
-        FAIL(ST_NOMEM,
-             "the lifeline's thread does not start: %s; raise the limit on processes (ulimit -u)",
-             strerror(rc));
-    }
+    TRY(line_start_thread(&line.thread, line.control, listen_to_root, NULL));
     line.watching = true;
     return ST_OK;
 }
@@ -342,17 +345,12 @@ void lifeline_close(void)
     int fd = atomic_exchange(&line.fd, -1);
     if (line.watching) {
         line_send(fd, LINE_BYE, NULL, 0);
-        ssize_t written = write(line.control[1], "", 1);
-        (void)written;
+        line_wake_thread(line.control);
         pthread_join(line.thread, NULL);
         line.watching = false;
     }
     hub_stop(&line.hub);
-    int fds[] = {fd, line.control[0], line.control[1]};
-    for (int i = 0; i < 3; i++) {
-        if (fds[i] >= 0) {
-            close(fds[i]);
-        }
-    }
-    line.control[0] = line.control[1] = -1;
+    line_close(&fd);
+    line_close(&line.control[0]);
+    line_close(&line.control[1]);
 }

@@ -6,10 +6,10 @@
 #include <inttypes.h>
 #include <poll.h>
 #include <pthread.h>
-#include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -18,9 +18,10 @@
 
 /* Any process may connect while the ranks do: so many of those that have not said the token are
  * heard, so long. */
-enum { MAX_STRANGERS = 64, STRANGER_MS = 5000 };
-/* A job that has failed is ended by the failing rank, through MPI. Rank 0 ends itself, and so the
- * rest, when that does not come about: so long after the report, and after the rank's own end. */
+enum { MAX_STRANGERS = 128, STRANGER_MS = 1000 };
+/* A job that has failed is ended by the failing rank, through MPI, or by the launcher. Rank 0 ends
+ * itself, and so the rest, when that does not come about: so long after the report, and after the
+ * rank's own end. */
 enum { OVER_MS = 10000, GONE_MS = 3000 };
 
 struct line {
@@ -47,7 +48,7 @@ struct hub {
     pthread_t thread;
     atomic_bool opened, closing;
     bool deaths_count;         /* opened was seen */
-    bool heard, heard_prompts; /* a fault; one that named prompts */
+    bool heard, heard_prompts; /* why the job ends; a fault that named prompts */
     int64_t over_ms;           /* when this process ends itself; 0: not */
     struct line_fault fault;   /* the latest */
     char text[1024];
@@ -59,22 +60,6 @@ static void say(struct hub *h, int n)
     size_t bytes = n < 0 ? 0 : (size_t)n < sizeof h->text ? (size_t)n : sizeof h->text - 1;
     ssize_t written = write(STDERR_FILENO, h->text, bytes);
     (void)written;
-}
-
-static void close_line(struct line *l)
-{
-    if (l->fd >= 0) {
-        close(l->fd);
-        l->fd = -1;
-    }
-}
-
-static void close_stranger(struct stranger *s)
-{
-    if (s->fd >= 0) {
-        close(s->fd);
-        s->fd = -1;
-    }
 }
 
 static void tell_others(struct hub *h, int rank, enum line_kind kind)
@@ -101,7 +86,7 @@ static void end_within(struct hub *h, int64_t ms)
 static void rank_died(struct hub *h, int rank, enum line_event how)
 {
     struct line *l = &h->lines[rank];
-    close_line(l);
+    line_close(&l->fd);
     if (!h->deaths_count) {
         return; // it tries another address
     }
@@ -110,15 +95,17 @@ static void rank_died(struct hub *h, int rank, enum line_event how)
         return;
     }
     const char *stop = stop_asked() ? stop_reason() : "";
-    const char *why = how == LINE_SILENT   ? "its host or the link to it is down"
-                      : how == LINE_CLOSED ? "it was killed, ran out of memory, or its host is down"
-                                           : "its connection carried rubbish";
+    const char *why = how != LINE_CLOSED ? "its connection carried rubbish"
+                      : stop[0] ? "it was killed (mpirun waits a second after SIGTERM: send "
+                                  "SIGUSR1), ran out of memory, or its host is down"
+                                : "it was killed, ran out of memory, or its host is down";
     int n = 0;
     if (how == LINE_SILENT) {
-        n = snprintf(h->text, sizeof h->text,
-                     "pmpd: error: no sign of life from rank %d (host %s) for %d s: %s; ending the "
-                     "job, start it again to resume\n",
-                     rank, l->host, LIFELINE_DEAD_S, why);
+        n = snprintf(
+            h->text, sizeof h->text,
+            "pmpd: error: no sign of life from rank %d (host %s) for %d s: its host or the "
+            "link to it is down; ending the job, start it again to resume\n",
+            rank, l->host, LIFELINE_DEAD_S);
     } else {
         n = snprintf(h->text, sizeof h->text,
                      "pmpd: error: rank %d (host %s) died without a word%s%s: %s; ending the job, "
@@ -127,7 +114,13 @@ static void rank_died(struct hub *h, int rank, enum line_event how)
     }
     say(h, n);
     tell_others(h, rank, LINE_OVER);
-    _exit(LIFELINE_EXIT_CODE);
+    if (how != LINE_SILENT) {
+        _exit(LIFELINE_EXIT_CODE);
+    }
+    // mpirun, too, needs time to find out about its daemon there; told to end the job before that,
+    // it waits for that daemon's answer
+    h->heard = h->heard_prompts = true; // whatever fails now fails because of this
+    end_within(h, OVER_MS);
 }
 
 static void say_fault(struct hub *h, int rank)
@@ -195,7 +188,7 @@ static void listen_to_rank(struct hub *h, int rank)
         if (e != LINE_FRAME) {
             rank_died(h, rank, e);
         } else if (head.kind == LINE_BYE) {
-            close_line(l);
+            line_close(&l->fd);
         } else if (head.kind == LINE_FAULT) {
             rank_failed(h, rank, head.bytes);
         } else if (head.kind == LINE_STOP && head.bytes == sizeof(int32_t)) {
@@ -210,24 +203,29 @@ static void listen_to_rank(struct hub *h, int rank)
 
 /* ---- strangers ---- */
 
+static struct stranger *free_place(struct hub *h)
+{
+    for (int i = 0; i < MAX_STRANGERS; i++) {
+        if (h->strangers[i].fd < 0) {
+            return &h->strangers[i];
+        }
+    }
+    return NULL;
+}
+
+/* Those for whom there is no place wait in the listener's queue. */
 static void accept_all(struct hub *h)
 {
-    for (;;) {
+    struct stranger *s = NULL;
+    while ((s = free_place(h)) != NULL) {
         int fd = accept4(h->listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
         if (fd < 0) {
             if (errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR &&
                 errno != ECONNABORTED) {
-                close(h->listener); // no files left: who is not connected now stays so
-                h->listener = -1;
+                line_close(&h->listener); // no files left: who is not connected now stays so
             }
             return;
         }
-        struct stranger *s = &h->strangers[0]; // a free place, or the one that waits longest
-        for (int i = 1; i < MAX_STRANGERS && s->fd >= 0; i++) {
-            struct stranger *other = &h->strangers[i];
-            s = other->fd < 0 || other->until_ms < s->until_ms ? other : s;
-        }
-        close_stranger(s);
         *s = (struct stranger){.fd = fd, .until_ms = line_now_ms() + STRANGER_MS};
     }
 }
@@ -240,11 +238,11 @@ static void welcome(struct hub *h, struct stranger *s)
     memcpy(&hello, s->in + sizeof head, sizeof hello);
     if (head.kind != LINE_HELLO || head.bytes != sizeof hello || hello.token != h->token[0] ||
         hello.rank < 1 || hello.rank >= h->n_ranks) {
-        close_stranger(s);
+        line_close(&s->fd);
         return;
     }
     struct line *l = &h->lines[hello.rank];
-    close_line(l); // it has given up an earlier attempt
+    line_close(&l->fd); // it has given up an earlier attempt
     memcpy(l->host, hello.host, sizeof l->host);
     l->host[sizeof l->host - 1] = '\0';
     l->fd = s->fd;
@@ -260,7 +258,7 @@ static void listen_to_stranger(struct hub *h, struct stranger *s)
         return;
     }
     if (n <= 0) {
-        close_stranger(s);
+        line_close(&s->fd);
         return;
     }
     s->n_in += (size_t)n;
@@ -272,12 +270,9 @@ static void listen_to_stranger(struct hub *h, struct stranger *s)
 static void stop_listening(struct hub *h)
 {
     h->deaths_count = true;
-    if (h->listener >= 0) {
-        close(h->listener);
-        h->listener = -1;
-    }
+    line_close(&h->listener);
     for (int i = 0; i < MAX_STRANGERS; i++) {
-        close_stranger(&h->strangers[i]);
+        line_close(&h->strangers[i].fd);
     }
 }
 
@@ -290,7 +285,7 @@ static int wait_for_any(struct hub *h)
     int n = 0;
     int64_t until = h->over_ms, now = line_now_ms();
     h->fds[n++] = (struct pollfd){.fd = h->control[0], .events = POLLIN};
-    h->fds[n++] = (struct pollfd){.fd = h->listener, .events = POLLIN};
+    h->fds[n++] = (struct pollfd){.fd = free_place(h) ? h->listener : -1, .events = POLLIN};
     for (int r = 0; r < h->n_ranks; r++) {
         h->fds[n++] = (struct pollfd){.fd = h->lines[r].fd, .events = POLLIN | POLLRDHUP};
     }
@@ -334,7 +329,7 @@ static void serve_strangers(struct hub *h)
             listen_to_stranger(h, s);
         }
         if (s->fd >= 0 && now >= s->until_ms) {
-            close_stranger(s);
+            line_close(&s->fd);
         }
     }
     if (h->listener >= 0 && h->fds[1].revents) {
@@ -369,25 +364,34 @@ static void hub_free(struct hub **hub)
 {
     struct hub *h = *hub;
     for (int r = 0; h->lines && r < h->n_ranks; r++) {
-        close_line(&h->lines[r]);
+        line_close(&h->lines[r].fd);
     }
     for (int i = 0; i < MAX_STRANGERS; i++) {
-        close_stranger(&h->strangers[i]);
+        line_close(&h->strangers[i].fd);
     }
-    int others[] = {h->listener, h->control[0], h->control[1]};
-    for (int i = 0; i < 3; i++) {
-        if (others[i] >= 0) {
-            close(others[i]);
-        }
-    }
+    line_close(&h->listener);
+    line_close(&h->control[0]);
+    line_close(&h->control[1]);
     mem_free(h->lines);
     mem_free(h->fds);
     mem_free(h);
     *hub = NULL;
 }
 
+/* Room for a connection of every rank: the usual limit, 1024, is only where a process starts. */
+static void allow_files(int n)
+{
+    struct rlimit r;
+    if (getrlimit(RLIMIT_NOFILE, &r) == 0 && r.rlim_cur < (rlim_t)n) {
+        r.rlim_cur = r.rlim_max < (rlim_t)n ? r.rlim_max : (rlim_t)n;
+        int rc = setrlimit(RLIMIT_NOFILE, &r);
+        (void)rc; // the ranks that find no place are named in a warning
+    }
+}
+
 static enum status hub_fill(struct hub *h, int own)
 {
+    allow_files(h->n_ranks + MAX_STRANGERS + 1024);
     TRY(MEM_NEW(&h->lines, h->n_ranks));
     for (int r = 0; r < h->n_ranks; r++) {
         h->lines[r].fd = -1;
@@ -395,23 +399,7 @@ static enum status hub_fill(struct hub *h, int own)
     h->lines[0].fd = own;
     line_host_name(h->lines[0].host);
     TRY(MEM_NEW(&h->fds, h->n_ranks + MAX_STRANGERS + 2));
-    if (pipe(h->control) != 0) {
-        h->control[0] = h->control[1] = -1;
-        FAIL(ST_NOMEM, "the lifeline gets no pipe: %s; raise the limit on open files (ulimit -n)",
-             strerror(errno));
-    }
-    // signals stay with the main thread
-    sigset_t all, old;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &old);
-    int rc = pthread_create(&h->thread, NULL, serve, h);
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
-    if (rc != 0) {
-        FAIL(ST_NOMEM,
-             "the lifeline's thread does not start: %s; raise the limit on processes (ulimit -u)",
-             strerror(rc));
-    }
-    return ST_OK;
+    return line_start_thread(&h->thread, h->control, serve, h);
 }
 
 enum status hub_start(struct hub **out, int n_ranks, const struct line_place *place, int listener,
@@ -420,10 +408,8 @@ enum status hub_start(struct hub **out, int n_ranks, const struct line_place *pl
     struct hub *h = NULL;
     enum status st = MEM_NEW(&h, 1);
     if (st != ST_OK) {
-        close(own);
-        if (listener >= 0) {
-            close(listener);
-        }
+        line_close(&own);
+        line_close(&listener);
         return status_trace(st, __FILE__, __LINE__, __func__);
     }
     h->n_ranks = n_ranks;
@@ -440,22 +426,16 @@ enum status hub_start(struct hub **out, int n_ranks, const struct line_place *pl
     return ST_OK;
 failed:
     if (!h->lines) {
-        close(own);
+        line_close(&own);
     }
     hub_free(&h);
     return st;
 }
 
-static void wake(struct hub *h)
-{
-    ssize_t written = write(h->control[1], "", 1);
-    (void)written;
-}
-
 void hub_opened(struct hub *h)
 {
     atomic_store(&h->opened, true);
-    wake(h);
+    line_wake_thread(h->control);
 }
 
 void hub_stop(struct hub **hub)
@@ -464,7 +444,7 @@ void hub_stop(struct hub **hub)
         return;
     }
     atomic_store(&(*hub)->closing, true);
-    wake(*hub);
+    line_wake_thread((*hub)->control);
     pthread_join((*hub)->thread, NULL);
     hub_free(hub);
 }

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+#define _GNU_SOURCE // pipe2
 #include "dist/lifeline_net.h"
 
 #include <arpa/inet.h>
@@ -9,6 +10,7 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/random.h>
@@ -17,13 +19,50 @@
 #include <unistd.h>
 
 enum { MAGIC = 0x4C4D5031, SMALL_BYTES = 64 };
-enum { CONNECT_MS = 2000, FRAME_MS = 2000 };
+/* Who accepts a connection at that port is most likely rank 0, busy with the other ranks. */
+enum { CONNECT_MS = 2000, WELCOME_MS = 5000, FRAME_MS = 2000 };
 
 int64_t line_now_ms(void)
 {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
+}
+
+void line_close(int *fd)
+{
+    if (*fd >= 0) {
+        close(*fd);
+        *fd = -1;
+    }
+}
+
+void line_wake_thread(const int control[2])
+{
+    ssize_t written = write(control[1], "", 1);
+    (void)written;
+}
+
+enum status line_start_thread(pthread_t *thread, int control[2], void *(*run)(void *), void *ctx)
+{
+    if (pipe2(control, O_CLOEXEC) != 0) {
+        control[0] = control[1] = -1;
+        FAIL(ST_NOMEM, "the lifeline gets no pipe: %s; raise the limit on open files (ulimit -n)",
+             strerror(errno));
+    }
+    sigset_t all, old;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &old);
+    int rc = pthread_create(thread, NULL, run, ctx);
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    if (rc != 0) {
+        line_close(&control[0]);
+        line_close(&control[1]);
+        FAIL(ST_NOMEM,
+             "the lifeline's thread does not start: %s; raise the limit on processes (ulimit -u)",
+             strerror(rc));
+    }
+    return ST_OK;
 }
 
 /* Waits for an event until then; false: it did not come. */
@@ -209,7 +248,6 @@ static int connect_to(const struct line_place *place, uint32_t address, int32_t 
     uint64_t answer = 0;
     int error = 0;
     socklen_t bytes = sizeof error;
-    int64_t until = line_now_ms() + CONNECT_MS;
     unsigned char frame[sizeof head + sizeof hello];
     int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd < 0) {
@@ -222,7 +260,7 @@ static int connect_to(const struct line_place *place, uint32_t address, int32_t 
         goto failed;
     }
     errno = ETIMEDOUT;
-    if (!wait_for(fd, POLLOUT, until)) {
+    if (!wait_for(fd, POLLOUT, line_now_ms() + CONNECT_MS)) {
         goto failed;
     }
     if (getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &bytes) != 0 || error != 0) {
@@ -230,7 +268,8 @@ static int connect_to(const struct line_place *place, uint32_t address, int32_t 
         goto failed;
     }
     errno = ECONNRESET;
-    if (!line_send_frame(fd, LINE_HELLO, frame, sizeof frame) || !wait_for(fd, POLLIN, until) ||
+    if (!line_send_frame(fd, LINE_HELLO, frame, sizeof frame) ||
+        !wait_for(fd, POLLIN, line_now_ms() + WELCOME_MS) ||
         line_receive(fd, &head, &answer, sizeof answer) != LINE_FRAME ||
         head.kind != LINE_WELCOME || head.bytes != sizeof answer || answer != place->token[1]) {
         errno = errno == 0 ? ECONNRESET : errno;

@@ -1,9 +1,10 @@
 /* The lifeline's connections: frames, where rank 0 listens, how another rank gets there. Private to
- * dist/lifeline*.c. Knows nothing of threads and faults. SPDX-License-Identifier: Apache-2.0
+ * dist/lifeline*.c. Knows nothing of what is said on them. SPDX-License-Identifier: Apache-2.0
  */
 #ifndef PMPD_DIST_LIFELINE_NET_H
 #define PMPD_DIST_LIFELINE_NET_H
 
+#include <pthread.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -72,6 +73,12 @@ enum line_event {
  * waited for, shortly. */
 enum line_event line_receive(int fd, struct line_head *head, void *payload, size_t room);
 
+/* A thread that no signal disturbs, and a pipe whose reading end control[0] wakes it. Nothing is
+ * left after a failure. Errors: ST_NOMEM. */
+MUST_CHECK enum status line_start_thread(pthread_t *thread, int control[2], void *(*run)(void *),
+                                         void *ctx);
+void line_wake_thread(const int control[2]);
+void line_close(int *fd);
 int64_t line_now_ms(void);
 
 #endif

@@ -1,6 +1,8 @@
 /* The wish to stop. SIGTERM, SIGINT and SIGUSR1 ask a run to finish its pass, keep its journal and
- * end so that it can be resumed; the same signal again ends it at once. A signal on any rank
- * counts: on another rank than 0 the handler passes it on through the lifeline (dist/lifeline.h).
+ * end so that it can be resumed; the same signal again, more than a second later, ends it at once
+ * (sooner, it is taken for the same wish by another way: batch systems and launchers both hand
+ * signals on). A signal on any rank counts: on another rank than 0 the handler passes it on through
+ * the lifeline (dist/lifeline.h).
  * SPDX-License-Identifier: Apache-2.0
  */
 #ifndef PMPD_DIST_STOP_H
@@ -11,7 +13,7 @@
 /* The program's exit code then (EX_TEMPFAIL of sysexits.h): the same command again resumes. */
 enum { STOP_EXIT_CODE = 75 };
 
-/* Installs the handlers (once; after MPI_Init). rank: this one's. */
+/* Installs the handlers (once; after MPI_Init; later calls only set the rank). rank: this one's. */
 void stop_install(int rank);
 /* Puts back what was there before. */
 void stop_restore(void);
