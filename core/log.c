@@ -80,11 +80,16 @@ void progress_update(struct progress *p, double done)
     p->shown_s = now;
 }
 
-void progress_end(struct progress *p)
+void progress_drop(struct progress *p)
 {
     if (p->shown_s > 0 && isatty(STDERR_FILENO)) {
         fprintf(stderr, "\r\033[K");
     }
+}
+
+void progress_end(struct progress *p)
+{
+    progress_drop(p);
     if (p->shown_s > 0) {
         log_info("%s: done in %.1f s", p->what, clock_s() - p->start_s);
     }

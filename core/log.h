@@ -35,5 +35,7 @@ struct progress {
 void progress_begin(struct progress *p, const char *what, const char *unit, double total);
 void progress_update(struct progress *p, double done);
 void progress_end(struct progress *p);
+/* Work that stops before its end: takes the line away and says nothing. */
+void progress_drop(struct progress *p);
 
 #endif

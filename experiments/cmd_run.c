@@ -25,16 +25,14 @@ static const char usage[] =
     "N ranks are N / parallel.tensor_ranks replicas; each holds the model once.\n"
     "  --set key=value  overrides a setting; pmpd help-config lists all keys\n"
     "  --json           print the closing table as JSON\n"
-    "  --retry-failed   forget earlier failures: prompts that ended two starts are tried again, "
-    "and\n"
-    "                   so is a run that died silently run.max_deaths times. When the cause is\n"
-    "                   mended, or was none of theirs\n"
+    "  --retry-failed   forget earlier failures: prompts that ended two starts are tried again,\n"
+    "                   and so is a run that died silently run.max_deaths times in a row. For\n"
+    "                   when the cause is mended, or was none of theirs\n"
     "SIGTERM, SIGINT, SIGUSR1 (mpirun hands on only the last) and run.deadline_s stop it: what is\n"
-    "finished is kept. The same signal again ends it at once. A prompt that ends the program twice "
-    "is\n"
+    "finished is kept. The same signal again ends it at once. A prompt at which two starts end is\n"
     "recorded as failed and left out.\n"
-    "Exit codes: 0 done, 1 error, 2 wrong use, 69 a rank died, 75 stopped: the same command "
-    "resumes\n"
+    "Exit codes: 0 done; 1 error; 2 wrong use; 69 a rank died and 75 stopped: the same command\n"
+    "resumes.\n"
     "Examples:\n"
     "  pmpd run configs/tiny.cfg\n"
     "  mpirun -n 4 pmpd run configs/tiny.cfg --set parallel.tensor_ranks=2 --set "
@@ -243,8 +241,8 @@ static enum status decode(struct run *r)
     r->is_told = st != ST_OK;
     TRY(engine_loop_end(r->env, st));
     if (leases) {
-        progress_end(&r->owner.progress);
         const char *why = lease_owner_stopping(leases);
+        (why ? progress_drop : progress_end)(&r->owner.progress);
         if (why) {
             st = status_raise(ST_STOPPED, __FILE__, __LINE__, __func__, "stopped by %s", why);
         }

@@ -1,5 +1,6 @@
 # Source this in a batch script before srun or mpirun. What is set already stays: a site or a user
 # knows better. Nothing here chooses a network; that is left to the site's MPI.
+# shellcheck shell=bash
 # SPDX-License-Identifier: Apache-2.0
 
 # Threads of a rank: what Slurm gave it. srun of 22.05 and later does not take --cpus-per-task over
