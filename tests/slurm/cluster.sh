@@ -128,13 +128,13 @@ up() {
 # open, what they started by its environment.
 processes() { # [NODE]
     local node=${1:-} pid
-    grep -lzx "SLURM_CONF=$dir/slurm.conf" /proc/[0-9]*/environ 2>/dev/null |
-        xargs -r grep -lzxE "SLURMD_NODENAME=${node:-.*}" 2>/dev/null | cut -d/ -f3 || true
     for pid in $(pgrep '^(slurm|munged)'); do
         if readlink "/proc/$pid"/fd/* 2>/dev/null | grep -q "^$dir/log/.*$node\$"; then
             echo "$pid"
         fi
     done
+    grep -lzx "SLURM_CONF=$dir/slurm.conf" /proc/[0-9]*/environ 2>/dev/null |
+        xargs -r grep -lzxE "SLURMD_NODENAME=${node:-.*}" 2>/dev/null | cut -d/ -f3 || true
 }
 
 kill_all() { # [NODE]
@@ -142,6 +142,9 @@ kill_all() { # [NODE]
     for _ in 1 2 3 4 5; do # what is being started right now is seen the next time
         pids=$(processes "$@")
         [ -n "$pids" ] || return 0
+        # the daemons come first, and all stop before one dies: nobody reports the death of another
+        # shellcheck disable=SC2086
+        kill -STOP $pids 2>/dev/null || true
         # shellcheck disable=SC2086
         kill -KILL $pids 2>/dev/null || true
         sleep 0.1

@@ -5,7 +5,8 @@
 # SPDX-License-Identifier: Apache-2.0
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-export PMPD_BUILD=${PMPD_BUILD:-$here/../../build}
+PMPD_BUILD=$(realpath "${PMPD_BUILD:-$here/../../build}")
+export PMPD_BUILD
 
 if [ "$(id -u)" -ne 0 ]; then
     echo "skipped: a Slurm cluster needs root"
@@ -24,7 +25,10 @@ state=$(mktemp -d /tmp/pmpd-slurm.XXXXXX) # short: sockets live there
 end() {
     local code=$?
     trap - EXIT
-    [ -z "${PMPD_SLURM_KEEP:-}" ] || cp -r "$state/log" "$PMPD_SLURM_KEEP"; "$here/cluster.sh" down "$state"
+    if [ $code -ne 0 ]; then
+        tail -n 20 "$state"/log/slurm* || true
+    fi
+    "$here/cluster.sh" down "$state"
     exit $code
 }
 trap end EXIT
