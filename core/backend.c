@@ -235,10 +235,11 @@ static enum status check_product(const char *op, const struct tensor *y, int32_t
         FAIL(ST_SHAPE, "%s: product %d, expected ONE, SLOTS or CHUNK", op, (int)how->product);
     }
     TRY(check_cuts(op, how->cut, how->n_segments, n_cols, unit));
-    if (how->n_segments == 1 && y->n_dims == 2) {
+    int32_t n_parts = how->add_up ? 1 : how->n_segments;
+    if (n_parts == 1 && y->n_dims == 2) {
         TRY(expect_2d(op, "y", y, F32_ONLY, x->dims[0], n_rows));
     } else {
-        TRY(expect_3d(op, "y", y, F32_ONLY, how->n_segments, x->dims[0], n_rows));
+        TRY(expect_3d(op, "y", y, F32_ONLY, n_parts, x->dims[0], n_rows));
     }
     TRY(expect_apart(op, y, x));
     if (bias) {
@@ -556,9 +557,13 @@ enum status backend_attention(struct backend *be, struct tensor *y, const struct
     TRY(expect_3d(op, "y", y, F32_ONLY, q->dims[0], q->dims[1], q->dims[2]));
     TRY(expect_apart(op, y, q));
     TRY(check_kv(op, kv, ANY, q->dims[2]));
-    if (q->dims[1] % kv->k.dims[1] != 0) {
-        FAIL(ST_SHAPE, "%s: %d query heads share %d KV heads, expected a multiple", op, q->dims[1],
-             kv->k.dims[1]);
+    int64_t per = kv->heads_per_kv, first = kv->head_in_group;
+    if (per < 1 || first < 0 || first >= per ||
+        (first + q->dims[1] - 1) / per + 1 != kv->k.dims[1]) {
+        FAIL(ST_SHAPE,
+             "%s: %d query heads, the first at place %d of %d that share a KV head, do not go with "
+             "%d KV heads",
+             op, q->dims[1], kv->head_in_group, kv->heads_per_kv, kv->k.dims[1]);
     }
     TRY(check_place(op, place, q->dims[0], kv->k.dims[2]));
     TRY(be->ops->attention(be, y, q, kv, place, scale));

@@ -54,13 +54,15 @@ enum product {
     PRODUCT_CHUNK  /* prefill */
 };
 
-/* Segments are column ranges whose f32 partial sums are kept apart, so that ranks can add them in
- * one order whatever their number. Column cut[s]..cut[s + 1] is segment s; cuts lie at multiples of
- * group_cols for a nested matrix. n_segments = 1 (and cut NULL): the whole row. */
+/* Segments are column ranges with an f32 partial sum each, so that ranks can add them in one order
+ * whatever their number. Column cut[s]..cut[s + 1] is segment s; cuts lie at multiples of
+ * group_cols for a nested matrix. n_segments = 1 (and cut NULL): the whole row. The partial sums
+ * are kept apart, or added up in f32 in their order, ((s0 + s1) + s2) + ... */
 struct how {
     enum product product;
     int32_t n_segments;
     const int32_t *cut; /* (n_segments + 1), host; NULL when n_segments is 1 */
+    bool add_up;
     uint32_t bits_used; /* host copy: bit b is set when precision b occurs in bits */
 };
 
@@ -71,9 +73,13 @@ struct token_place {
     int32_t max_pos;                 /* host: largest pos in the pass */
 };
 
-/* One layer's KV cache on this rank. */
+/* One layer's KV cache on this rank. heads_per_kv query heads of the model share a KV head; a
+ * rank's query heads may begin and end in the middle of such a group: local query head h reads
+ * local KV head (head_in_group + h) / heads_per_kv. */
 struct kv_layer {
     struct tensor k, v; /* (n_slots, n_kv_heads_local, max_tok + n_spare, head_dim) F16 or F32 */
+    int32_t heads_per_kv;
+    int32_t head_in_group; /* place of local query head 0 in its group: 0..heads_per_kv - 1 */
 };
 
 /* Tables of rotary angles, f32, computed by core in double: entry (p, i) for position p and
@@ -212,9 +218,9 @@ void backend_planes_drop(struct backend *be, struct nested_matrix *w, int keep);
 
 /* Partial sums of y = W[0..bits) x (+ bias), each token at its own bits.
  * Shapes: x (n_tok, w->n_cols) F32; y (how->n_segments, n_tok, w->n_rows) F32, or (n_tok,
- *         w->n_rows) when n_segments is 1; bits (n_tok) U8; bias (w->n_rows) F32 or NULL, only
- *         with one segment.
- * Errors: ST_SHAPE, ST_UNSUPPORTED (a precision in how->bits_used is not resident or not held). */
+ *         w->n_rows) when n_segments is 1 or they are added up; bits (n_tok) U8; bias (w->n_rows)
+ * F32 or NULL, only with one segment. Errors: ST_SHAPE, ST_UNSUPPORTED (a precision in
+ * how->bits_used is not resident or not held). */
 MUST_CHECK enum status backend_matmul_nested(struct backend *be, struct tensor *y,
                                              const struct nested_matrix *w,
                                              const struct tensor *bits, const struct tensor *x,
@@ -250,8 +256,10 @@ MUST_CHECK enum status backend_rope(struct backend *be, struct tensor *q, struct
 MUST_CHECK enum status backend_kv_append(struct backend *be, struct kv_layer *kv,
                                          const struct tensor *k, const struct tensor *v,
                                          const struct token_place *place);
-/* y (n_tok, n_heads_local, head_dim) = softmax(scale q K^T) V over the rows of place; query head h
- * reads KV head h / (n_heads_local / n_kv_heads_local). Causality is place's business. */
+/* y (n_tok, n_heads_local, head_dim) = softmax(scale q K^T) V over the rows of place; which KV head
+ * a query head reads is kv's business, causality is place's. A head's y depends on its own q and KV
+ * head only, not on which other heads are here.
+ * Errors: ST_SHAPE (also when the query heads do not use the first and the last KV head). */
 MUST_CHECK enum status backend_attention(struct backend *be, struct tensor *y,
                                          const struct tensor *q, const struct kv_layer *kv,
                                          const struct token_place *place, float scale);

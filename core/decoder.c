@@ -24,7 +24,7 @@ struct decoder {
     float *q, *att;                     /* (R, n_heads_local, head_dim) */
     float *k, *v;                       /* (R, n_kv_heads_local, head_dim) */
     float *gate, *up;                   /* (R, ffn_local) */
-    float *parts, *gathered;            /* (segments, R, hidden): this rank's, the replica's */
+    float *parts;                       /* (parts of all ranks, R, hidden) partial sums */
     float *logits;                      /* (R, n_vocab_local) */
     int32_t *ids, *slot, *pos, *kv_row; /* (R) */
     uint8_t *bits;                      /* (n_layers * M_N_ROLES + 1, R) */
@@ -54,6 +54,14 @@ static void *cut(char *base, size_t *used, size_t n, size_t size)
     return piece;
 }
 
+/* Where the partial sums of rank r begin among those of all ranks; r = size: how many there are.
+ * The first rank's segments come first in the order of all, so that it adds them up in the product;
+ * the others' are kept apart. */
+static int32_t part_at(const struct segment_share *share, int32_t size, int32_t r)
+{
+    return r == 0 ? 0 : 1 + split_at(share->total, size, r) - split_at(share->total, size, 1);
+}
+
 static size_t lay_out(struct decoder *d, char *base)
 {
     const struct model_config *c = &d->w->config;
@@ -62,9 +70,9 @@ static size_t lay_out(struct decoder *d, char *base)
     size_t heads = (size_t)(s->head_end - s->head_begin), kv = (size_t)(s->kv_end - s->kv_begin);
     size_t ffn = (size_t)(s->ffn_end - s->ffn_begin),
            vocab = (size_t)(s->vocab_end - s->vocab_begin);
-    int32_t own_attn = s->attn.end - s->attn.begin, own_mlp = s->mlp.end - s->mlp.begin;
-    size_t own = (size_t)(own_attn > own_mlp ? own_attn : own_mlp);
-    size_t all = (size_t)(s->attn.total > s->mlp.total ? s->attn.total : s->mlp.total);
+    int32_t attn_parts = part_at(&s->attn, s->size, s->size);
+    int32_t mlp_parts = part_at(&s->mlp, s->size, s->size);
+    size_t parts = (size_t)(attn_parts > mlp_parts ? attn_parts : mlp_parts);
     d->x = cut(base, &used, r * hidden, sizeof(float));
     d->h = cut(base, &used, r * hidden, sizeof(float));
     d->q = cut(base, &used, r * heads * hd, sizeof(float));
@@ -73,8 +81,7 @@ static size_t lay_out(struct decoder *d, char *base)
     d->v = cut(base, &used, r * kv * hd, sizeof(float));
     d->gate = cut(base, &used, model_has_role(c, M_GATE) ? r * ffn : 0, sizeof(float));
     d->up = cut(base, &used, r * ffn, sizeof(float));
-    d->parts = cut(base, &used, own * r * hidden, sizeof(float));
-    d->gathered = cut(base, &used, s->size > 1 ? all * r * hidden : 0, sizeof(float));
+    d->parts = cut(base, &used, parts * r * hidden, sizeof(float));
     d->logits = cut(base, &used, r * vocab, sizeof(float));
     d->ids = cut(base, &used, r, sizeof(int32_t));
     d->slot = cut(base, &used, r, sizeof(int32_t));
@@ -232,21 +239,28 @@ static enum status multiply(struct decoder *d, const struct pass *p, const struc
     int32_t n_rows = l->is_nested ? l->nested.n_rows : l->dense.dims[0];
     int32_t n_cols = l->is_nested ? l->nested.n_cols : l->dense.dims[1];
     int32_t n_segments = share ? share->end - share->begin : 1;
+    bool add_up = share && share->begin == 0;
     struct how how = {.product = p->product,
                       .n_segments = n_segments,
                       .cut = n_segments > 1 ? share->cut : NULL,
+                      .add_up = add_up,
                       .bits_used = d->bits_used[m]};
     struct tensor tx = tensor_2d(x + (size_t)first * (size_t)n_cols, DT_F32, n_tok, n_cols);
-    struct tensor ty = tensor_3d(y, DT_F32, n_segments, n_tok, n_rows);
+    struct tensor ty = tensor_3d(y, DT_F32, add_up ? 1 : n_segments, n_tok, n_rows);
     struct tensor bits = tensor_1d(d->bits + (size_t)m * (size_t)d->rows + first, DT_U8, n_tok);
     const struct tensor *bias = !share && l->bias.data ? &l->bias : NULL;
-    if (n_segments == 1) {
-        ty = tensor_2d(y, DT_F32, n_tok, n_rows);
-    }
     if (l->is_nested) {
         return backend_matmul_nested(d->be, &ty, &l->nested, &bits, &tx, bias, &how);
     }
     return backend_matmul_dense(d->be, &ty, &l->dense, &tx, bias, &how);
+}
+
+/* This rank's partial sums of a pass, at their place among those of all ranks. */
+static float *own_parts(const struct decoder *d, const struct pass *p,
+                        const struct segment_share *share)
+{
+    size_t at = (size_t)part_at(share, d->coll->size, d->coll->rank);
+    return d->parts + at * (size_t)p->n_tok * (size_t)d->w->config.hidden;
 }
 
 /* x += the sum over all segments of all ranks, in segment order, and the bias of the product. */
@@ -254,24 +268,24 @@ static enum status add_segments(struct decoder *d, const struct pass *p, const s
                                 const struct segment_share *share)
 {
     const struct tensor *bias = l->bias.data ? &l->bias : NULL;
-    int32_t hidden = d->w->config.hidden, own = share->end - share->begin;
+    int32_t hidden = d->w->config.hidden, size = d->coll->size, rank = d->coll->rank;
+    int32_t n_all = part_at(share, size, size);
+    int32_t own = part_at(share, size, rank + 1) - part_at(share, size, rank);
     struct tensor x = tensor_2d(d->x, DT_F32, p->n_tok, hidden);
-    struct tensor parts = tensor_3d(d->parts, DT_F32, own, p->n_tok, hidden);
-    if (d->coll->size == 1) {
-        return backend_add_parts(d->be, &x, &parts, bias);
+    struct tensor all = tensor_3d(d->parts, DT_F32, n_all, p->n_tok, hidden);
+    if (size == 1) {
+        return backend_add_parts(d->be, &x, &all, bias);
     }
+    struct tensor parts = tensor_3d(own_parts(d, p, share), DT_F32, own, p->n_tok, hidden);
     TRY(backend_sync(d->be));
-    if (share->total == d->coll->size) { /* one segment each: rank order is segment order */
-        parts = tensor_2d(d->parts, DT_F32, p->n_tok, hidden);
+    if (n_all == size) { /* one each: rank order is segment order */
         TRY(collective_all_reduce_sum(d->coll, &parts));
         return backend_add_parts(d->be, &x, &parts, bias);
     }
-    for (int r = 0; r < d->coll->size; r++) {
-        int32_t n =
-            split_at(share->total, d->coll->size, r + 1) - split_at(share->total, d->coll->size, r);
+    for (int32_t r = 0; r < size; r++) {
+        int32_t n = part_at(share, size, r + 1) - part_at(share, size, r);
         d->counts[r] = (size_t)n * (size_t)p->n_tok * (size_t)hidden;
     }
-    struct tensor all = tensor_3d(d->gathered, DT_F32, share->total, p->n_tok, hidden);
     TRY(collective_all_gather(d->coll, &all, &parts, d->counts));
     return backend_add_parts(d->be, &x, &all, bias);
 }
@@ -308,7 +322,7 @@ static enum status attention_block(struct decoder *d, const struct pass *p, int 
     TRY(backend_kv_append(d->be, &d->kv.layers[layer], &k, &v, &p->place));
     float scale = (float)(1.0 / sqrt((double)c->head_dim));
     TRY(backend_attention(d->be, &att, &q, &d->kv.layers[layer], &p->place, scale));
-    TRY(multiply(d, p, &l->matrix[M_O], m + M_O, d->parts, d->att, 0, &s->attn));
+    TRY(multiply(d, p, &l->matrix[M_O], m + M_O, own_parts(d, p, &s->attn), d->att, 0, &s->attn));
     return add_segments(d, p, &l->matrix[M_O], &s->attn);
 }
 
@@ -335,8 +349,29 @@ static enum status mlp_block(struct decoder *d, const struct pass *p, int layer)
     } else {
         TRY(backend_activate(d->be, &up, &up, c->act));
     }
-    TRY(multiply(d, p, &l->matrix[M_DOWN], m + M_DOWN, d->parts, inner, 0, &s->mlp));
+    TRY(multiply(d, p, &l->matrix[M_DOWN], m + M_DOWN, own_parts(d, p, &s->mlp), inner, 0,
+                 &s->mlp));
     return add_segments(d, p, &l->matrix[M_DOWN], &s->mlp);
+}
+
+/* Marks the results of tokens whose logits are no numbers: nobody may index by a pick of these. */
+static enum status check_numbers(const struct logit_stats *merged, int32_t n,
+                                 struct token_result *results)
+{
+    int32_t bad = -1;
+    for (int32_t i = n - 1; i >= 0; i--) {
+        bool good = merged[i].argmax >= 0 && isfinite(merged[i].sum_exp) && isfinite(merged[i].max);
+        results[i] = (struct token_result){.token = good ? 0 : -1};
+        bad = good ? bad : i;
+    }
+    if (bad >= 0) {
+        FAIL(ST_NUMERIC,
+             "the logits are not numbers (largest %g): the model's weights are damaged, or the "
+             "precision is too low for it, or its activations leave the range of the KV format "
+             "(try kv.format = \"f32\")",
+             (double)merged[bad].max);
+    }
+    return ST_OK;
 }
 
 /* Head, statistics of this rank's vocabulary, merged over all ranks in vocabulary order. */
@@ -375,23 +410,14 @@ static enum status read_out(struct decoder *d, struct pass *p, struct token_resu
         for (int r = 0; r < d->coll->size; r++) {
             int32_t of_rank = (int32_t)(d->counts[r] / sizeof *from / (size_t)n);
             for (int32_t j = 0; j < of_rank; j++) {
-                if (n_merged == SHARD_MAX_SEGMENTS) { /* more ranks than fit: merge as we go */
-                    sampler_merge(&parts[0], parts, n_merged, &d->wants[i]);
-                    n_merged = 1;
-                }
                 parts[n_merged++] = from[(size_t)i * (size_t)of_rank + (size_t)j];
             }
             from += (size_t)n * (size_t)of_rank;
         }
         sampler_merge(merged, parts, n_merged, &d->wants[i]);
-        if (merged->argmax < 0 || !isfinite(merged->sum_exp) || !isfinite(merged->max)) {
-            FAIL(ST_FORMAT,
-                 "the logits of a token are not finite (largest %g): damaged weights, or "
-                 "activations beyond the KV format's range (try kv.format = \"f32\")",
-                 (double)merged->max);
-        }
         any_restricted = any_restricted || d->wants[i].restricted;
     }
+    TRY(check_numbers(d->merged, n, results));
     if (any_restricted) {
         TRY(chooser_run(d->chooser, &logits, d->merged, d->wants, &p->n_gathered));
     }
@@ -401,34 +427,40 @@ static enum status read_out(struct decoder *d, struct pass *p, struct token_resu
     return ST_OK;
 }
 
-static size_t linear_bytes(const struct decoder *d, const struct linear *l, int m, int32_t n_tok,
-                           int32_t first)
+/* n_rows: of all ranks together. */
+static size_t linear_bytes(const struct decoder *d, const struct linear *l, int m, int32_t n_rows,
+                           int32_t n_tok, int32_t first)
 {
     if (!l->is_nested) {
-        return (size_t)l->n_rows * (size_t)l->n_cols * dtype_bytes(l->dense.dtype);
+        return (size_t)n_rows * (size_t)l->n_cols * dtype_bytes(l->dense.dtype);
     }
     const uint8_t *bits = d->host_bits + (size_t)m * (size_t)d->rows;
     int max = 0;
     for (int32_t i = first; i < n_tok; i++) {
         max = bits[i] > max ? bits[i] : max;
     }
-    return nested_bytes_read(l->nested.kind, l->n_rows, l->n_cols_padded, l->nested.group_cols, max,
+    return nested_bytes_read(l->nested.kind, n_rows, l->n_cols_padded, l->nested.group_cols, max,
                              d->bits_used[m]);
 }
 
-/* Bytes of the whole replica: planes, levels and head; K and V rows up to each slot's end (a chunk
- * reads its slot's rows once). The embedding's few rows are not counted. */
+/* Bytes that all ranks of the replica read together: planes, levels and head; K and V rows up to
+ * each slot's end (a chunk reads its slot's rows once). A KV head that several ranks hold is read
+ * by each: its rows of the k and v matrices, and its cache. The embedding's few rows are not
+ * counted. */
 static void count_bytes(const struct decoder *d, const struct pass *p, struct pass_record *rec)
 {
     const struct model_config *c = &d->w->config;
     size_t bytes = 0, rows = 0;
+    int32_t n_kv_held = d->w->shard.n_kv_held;
     for (int l = 0; l < c->n_layers; l++) {
         for (int r = 0; r < M_N_ROLES; r++) {
-            bytes += linear_bytes(d, &d->w->layers[l].matrix[r], l * M_N_ROLES + r, p->n_tok, 0);
+            const struct linear *matrix = &d->w->layers[l].matrix[r];
+            int32_t n_rows = r == M_K || r == M_V ? n_kv_held * c->head_dim : matrix->n_rows;
+            bytes += linear_bytes(d, matrix, l * M_N_ROLES + r, n_rows, p->n_tok, 0);
         }
     }
     if (p->n_results > 0) {
-        bytes += linear_bytes(d, &d->w->head, c->n_layers * M_N_ROLES, p->n_tok,
+        bytes += linear_bytes(d, &d->w->head, c->n_layers * M_N_ROLES, d->w->head.n_rows, p->n_tok,
                               p->n_tok - p->n_results);
     }
     for (int32_t i = 0; i < p->n_tok; i++) {
@@ -438,7 +470,7 @@ static void count_bytes(const struct decoder *d, const struct pass *p, struct pa
         rec->max_bits = max > rec->max_bits ? max : rec->max_bits;
     }
     rec->weight_bytes = bytes;
-    rec->kv_bytes = rows * 2 * (size_t)c->n_layers * (size_t)c->n_kv_heads * (size_t)c->head_dim *
+    rec->kv_bytes = rows * 2 * (size_t)c->n_layers * (size_t)n_kv_held * (size_t)c->head_dim *
                     dtype_bytes(d->kv.dtype);
 }
 

@@ -243,8 +243,10 @@ static enum status write_passes(hid_t file, const struct pass_row *passes, size_
             "tokens whose sampling filter reached beyond the ranks' candidates, so that all logits "
             "were gathered"),
         I32(struct row, max_bits, "bits", "planes read by the widest product"),
-        U64(struct row, weight_bytes, "bytes", "weights read, all ranks of the replica"),
-        U64(struct row, kv_bytes, "bytes", "keys and values read, all ranks of the replica"),
+        U64(struct row, weight_bytes, "bytes", "weights read by all ranks of the replica together"),
+        U64(struct row, kv_bytes, "bytes",
+            "keys and values read by all ranks of the replica together; heads that several ranks "
+            "hold count for each"),
         F32(struct row, time_us, "us", "time of the pass"),
         F32(struct row, comm_us, "us", "part of it spent in collectives"),
     };
@@ -360,7 +362,7 @@ static enum status write_failed(hid_t file, const struct run_contents *run)
     static const struct h5_column columns[] = {
         I32(struct row, prompt, "1", ABOUT_PROMPT),
         TEXT(struct row, id, "the prompt's id in the prompt file"),
-        I32(struct row, attempts, "1", "attempts that ended in an error"),
+        I32(struct row, attempts, "1", "times it was started"),
         TEXT(struct row, reason, "message of the last attempt"),
     };
     struct h5_table t;

@@ -20,6 +20,7 @@ enum status {
     ST_TIMEOUT,
     ST_NUMERIC, /* a result that is not a number */
     ST_STOPPED, /* stopped on request (signal, deadline): the same command again resumes */
+    ST_DIFFERS, /* a comparison found what should be equal to differ */
     ST_N
 };
 
@@ -65,7 +66,8 @@ const char *status_name(enum status st);
     } while (0)
 
 /* A broken invariant of our own: prints where, calls the abort hook, never returns. Active in
- * every build. The hook (MPI_Abort in the program) is set once at start. */
+ * every build. The hook (MPI_Abort in the program) is set once at start and finds what was printed
+ * in status_message. */
 typedef void status_abort_fn(void);
 void status_set_abort(status_abort_fn *hook);
 void status_invariant_failed(const char *file, int line, const char *func, const char *what)

@@ -10,27 +10,22 @@
 struct pass {
     const struct cpu_isa *isa;
     const struct tensor *w;
-    const float *x, *bias; /* bias NULL: none */
-    float *y;
+    const float *x;
     size_t n_tok;
     const int32_t *cut;
     int32_t n_segments;
+    struct cpu_output out;
 };
-
-static void store(const struct pass *pass, int32_t segment, size_t token, int32_t row, float sum)
-{
-    size_t at = (size_t)segment * pass->n_tok + token;
-    size_t n_rows = (size_t)pass->w->dims[0];
-    pass->y[at * n_rows + (size_t)row] = pass->bias ? sum + pass->bias[row] : sum;
-}
 
 static void row_for_one(const struct pass *pass, int32_t r, const char *row)
 {
-    size_t value_bytes = dtype_bytes(pass->w->dtype);
-    for (int32_t s = 0; s < pass->n_segments; s++) {
-        int32_t begin = pass->cut[s], n = pass->cut[s + 1] - begin;
-        const char *w = row + (size_t)begin * value_bytes;
-        store(pass, s, 0, r, pass->isa->dot(w, pass->w->dtype, pass->x + begin, n));
+    for (int32_t first = 0; first < pass->n_segments; first += CPU_MAX_SEGMENTS) {
+        float sum[CPU_MAX_SEGMENTS];
+        int n_now = cpu_segments_now(pass->n_segments, first);
+        pass->isa->dot_segments(sum, row, pass->w->dtype, pass->x, pass->cut + first, n_now);
+        for (int s = 0; s < n_now; s++) {
+            cpu_store(&pass->out, first + s, 0, r, sum[s]);
+        }
     }
 }
 
@@ -44,17 +39,13 @@ static void row_for_many(const struct pass *pass, int32_t r, const char *row, fl
     }
     for (size_t t = 0; t < pass->n_tok; t += CPU_TILE) {
         int n = pass->n_tok - t < CPU_TILE ? (int)(pass->n_tok - t) : CPU_TILE;
-        for (int32_t s = 0; s < pass->n_segments; s++) {
-            const float *x[CPU_TILE];
-            float sum[CPU_TILE];
-            for (int j = 0; j < n; j++) {
-                x[j] = pass->x + (t + (size_t)j) * (size_t)n_cols + (size_t)pass->cut[s];
-            }
-            pass->isa->dots(sum, weights + pass->cut[s], x, n, pass->cut[s + 1] - pass->cut[s]);
-            for (int j = 0; j < n; j++) {
-                store(pass, s, t + (size_t)j, r, sum[j]);
-            }
+        const float *x[CPU_TILE];
+        size_t token[CPU_TILE];
+        for (int j = 0; j < n; j++) {
+            token[j] = t + (size_t)j;
+            x[j] = pass->x + token[j] * (size_t)n_cols;
         }
+        cpu_tile(pass->isa, &pass->out, weights, x, token, n, r, pass->cut, pass->n_segments);
     }
 }
 
@@ -71,11 +62,10 @@ enum status cpu_matmul_dense(struct backend *be, struct tensor *y, const struct 
         .isa = cpu->isa,
         .w = w,
         .x = x->data,
-        .bias = bias ? bias->data : NULL,
-        .y = y->data,
         .n_tok = (size_t)x->dims[0],
         .cut = how->cut ? how->cut : whole,
         .n_segments = how->n_segments,
+        .out = cpu_output(y, x, bias, how),
     };
     size_t row_bytes = (size_t)w->dims[1] * dtype_bytes(w->dtype);
     int n_threads = cpu_threads(cpu, tensor_count(w) * pass.n_tok);
