@@ -24,6 +24,8 @@ enum {
     SHOWN_BYTES = MODEL_SHOWN_BYTES
 };
 
+static const double EPS_MIN = 1e-30; /* below, it would be 0 as f32 */
+
 static enum status config_path(char out[PATH_BYTES], const char *folder, const char *file)
 {
     int n = snprintf(out, PATH_BYTES, "%s/%s", folder, file);
@@ -200,9 +202,9 @@ static enum status read_sizes(struct model_config *out, const struct family *fam
                         family->context, where));
     double eps = family->eps;
     TRY(json_get_f64_or(&eps, json, family->eps_key, family->eps, where));
-    if (!(eps > 0 && eps < 1)) {
-        FAIL(ST_FORMAT, "%s: %s is %g, expected a number between 0 and 1", where, family->eps_key,
-             eps);
+    if (!(eps >= EPS_MIN && eps < 1)) {
+        FAIL(ST_FORMAT, "%s: %s is %g, expected a number from %g to 1", where, family->eps_key, eps,
+             EPS_MIN);
     }
     out->norm_eps = (float)eps;
     TRY(json_get_bool_or(&out->tied_head, json, "tie_word_embeddings", false, where));

@@ -49,6 +49,15 @@ void fuzz_put_safetensors(const char *file, const struct fuzz_part *header,
  * 0: the text is left as it was, because it is no such header or does not fit. */
 size_t fuzz_mend_header(char *text, size_t bytes, size_t max_bytes);
 
+/* Changes a JSON text into another one, with words (NULL at the end) as keys and values. Returns
+ * the new size; 0: it is no JSON, or the new text does not fit. */
+size_t fuzz_mutate_json(char *text, size_t bytes, size_t max_bytes, unsigned seed,
+                        const char *const *words);
+/* A mutator for inputs of parts that byte `end` ends: most of the time one of them is changed by
+ * fuzz_mutate_json where it is JSON, else by libFuzzer. */
+size_t fuzz_mutate_part(uint8_t *data, size_t size, size_t max_size, unsigned seed,
+                        const char *const *words, uint8_t end);
+
 /* A tokenizer.json of four ids: "?", "a", "b" and "ab". */
 enum { FUZZ_VOCAB = 4 };
 void fuzz_put_tokenizer(void);

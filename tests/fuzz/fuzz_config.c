@@ -8,6 +8,83 @@
 #include "core/model.h"
 #include "tests/fuzz/fuzz.h"
 
+static const char *const words[] = {"model_type",
+                                    "architectures",
+                                    "hidden_size",
+                                    "num_hidden_layers",
+                                    "num_attention_heads",
+                                    "num_key_value_heads",
+                                    "head_dim",
+                                    "intermediate_size",
+                                    "vocab_size",
+                                    "max_position_embeddings",
+                                    "rms_norm_eps",
+                                    "layer_norm_eps",
+                                    "tie_word_embeddings",
+                                    "hidden_act",
+                                    "attention_bias",
+                                    "mlp_bias",
+                                    "use_qkv_bias",
+                                    "use_parallel_residual",
+                                    "qk_layernorm",
+                                    "use_qk_norm",
+                                    "sliding_window",
+                                    "use_sliding_window",
+                                    "layer_types",
+                                    "num_experts",
+                                    "num_local_experts",
+                                    "n_routed_experts",
+                                    "compression_config",
+                                    "bos_token_id",
+                                    "eos_token_id",
+                                    "rope_theta",
+                                    "partial_rotary_factor",
+                                    "rope_parameters",
+                                    "rope_scaling",
+                                    "rope_type",
+                                    "type",
+                                    "factor",
+                                    "low_freq_factor",
+                                    "high_freq_factor",
+                                    "original_max_position_embeddings",
+                                    "quantization_config",
+                                    "quant_method",
+                                    "format_version",
+                                    "group_size",
+                                    "n_planes",
+                                    "method",
+                                    "linears",
+                                    "n_cols",
+                                    "levels",
+                                    "llama",
+                                    "mistral",
+                                    "qwen2",
+                                    "stablelm",
+                                    "phi",
+                                    "LlamaForCausalLM",
+                                    "PhiForCausalLM",
+                                    "silu",
+                                    "gelu",
+                                    "gelu_new",
+                                    "gelu_pytorch_tanh",
+                                    "full_attention",
+                                    "default",
+                                    "linear",
+                                    "llama3",
+                                    "pmpd",
+                                    "tied",
+                                    "free",
+                                    "lut",
+                                    "tail",
+                                    "lm_head",
+                                    "1",
+                                    "2",
+                                    "3",
+                                    "4",
+                                    "8",
+                                    "9",
+                                    NULL};
+
 static void check_numbers(const struct model_config *c)
 {
     INVARIANT(c->family < FAMILY_N && c->hidden > 0 && c->n_layers > 0 && c->ffn > 0);
@@ -83,4 +160,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     }
     nested_index_destroy(&index);
     return 0;
+}
+
+size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t max_size, unsigned seed)
+{
+    return fuzz_mutate_part(data, size, max_size, seed, words, 0xFF);
 }

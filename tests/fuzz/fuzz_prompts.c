@@ -10,6 +10,9 @@
 
 enum { CONTEXT = 512, NEW_TOK = 4 };
 
+static const char *const words[] = {"id",       "task", "split", "turns", "reference",
+                                    "template", "none", "test",  NULL};
+
 static const struct tokenizer *byte_tokenizer(void)
 {
     static struct tokenizer *tok; // for all inputs; reachable, so no leak
@@ -64,4 +67,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     prompts_free(&p);
     free(split);
     return 0;
+}
+
+/* The lines of the file; the first is left to libFuzzer, because the split stands in front. */
+size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t max_size, unsigned seed)
+{
+    return fuzz_mutate_part(data, size, max_size, seed, words, '\n');
 }

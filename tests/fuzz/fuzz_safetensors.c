@@ -7,6 +7,10 @@
 #include "core/checkpoint.h"
 #include "tests/fuzz/fuzz.h"
 
+static const char *const words[] = {
+    "dtype", "shape", "data_offsets", "__metadata__", "F32", "F16",     "BF16",
+    "U8",    "I32",   "I64",          "F64",          "I8",  "F8_E4M3", NULL};
+
 static volatile unsigned char sink;
 
 /* Every byte of a tensor can be read. */
@@ -91,7 +95,8 @@ size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t max_size, unsi
     INVARIANT(tail != NULL);
     memcpy(tail, data + 8 + n_header, n_data);
     size_t room = max_size - 8 - n_data;
-    size_t n = LLVMFuzzerMutate(data + 8, n_header, room);
+    size_t n = seed % 2 ? fuzz_mutate_json((char *)data + 8, n_header, room, seed, words) : 0;
+    n = n ? n : LLVMFuzzerMutate(data + 8, n_header, room);
     if (seed % 8 > 3) {
         size_t mended = fuzz_mend_header((char *)data + 8, n, room);
         n = mended ? mended : n;

@@ -7,6 +7,11 @@
 #include "core/checkpoint.h"
 #include "tests/fuzz/fuzz.h"
 
+static const char *const words[] = {
+    "weight_map", "metadata", "a.safetensors", "b.safetensors", "x",   "y",       "z",
+    "dtype",      "shape",    "data_offsets",  "__metadata__",  "F32", "F16",     "BF16",
+    "U8",         "I32",      "I64",           "F64",           "I8",  "F8_E4M3", NULL};
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     static const char *const files[] = {"a.safetensors", "b.safetensors"};
@@ -36,4 +41,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     }
     checkpoint_close(&ckpt);
     return 0;
+}
+
+size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t max_size, unsigned seed)
+{
+    return fuzz_mutate_part(data, size, max_size, seed, words, 0xFF);
 }

@@ -8,6 +8,8 @@
 
 enum { CONTEXT = 64 };
 
+static const char *const words[] = {"ids", "first_scored_position", NULL};
+
 static void check_windows(const struct windows *w, int32_t vocab, int32_t longest)
 {
     char digest[WINDOWS_DIGEST_TEXT];
@@ -41,4 +43,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     }
     windows_free(&w);
     return 0;
+}
+
+size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t max_size, unsigned seed)
+{
+    return fuzz_mutate_part(data, size, max_size, seed, words, 0xFF);
 }

@@ -19,26 +19,25 @@ export TMPDIR=/dev/shm
 [ -w "$TMPDIR" ] || TMPDIR=/tmp
 TMPDIR=$(mktemp -d "$TMPDIR/pmpd-fuzz-run-XXXXXX")
 trap 'rm -rf "$TMPDIR"' EXIT
-
 total=0 bad=0
-printf '%-16s %12s %8s %13s %7s\n' entry executions exec/s 'coverage' crashes
-for e in "${entries[@]}"; do
-    work=$build/fuzz/$e log=$build/fuzz/$e.log
-    mkdir -p "$work/corpus" "$work/finds"
-    dict=tests/fuzz/dict/$e.dict
-    case $e in config | model | safetensors | shards | prompts | windows) dict=tests/fuzz/dict/json.dict ;; esac
-    folders=("$work/corpus" "tests/fuzz/corpus/$e" "$build/fuzz/seeds/$e")
-    for i in "${!folders[@]}"; do [ -d "${folders[$i]}" ] || unset "folders[$i]"; done
-    options=(-max_total_time="$seconds" -max_len=16384 -malloc_limit_mb=64 -timeout=5 -report_slow_units=1
-             -print_final_stats=1 -artifact_prefix="$work/finds/")
+
+fuzz() { # ENTRY
+    local work=$build/fuzz/$1 log=$build/fuzz/$1.log dict=tests/fuzz/dict/$1.dict n rate cover crashes
+    mkdir -p "$work/corpus" "$work/finds" "$build/fuzz/seeds/$1"
+    local options=(-max_total_time="$seconds" -max_len=8192 -malloc_limit_mb=64 -timeout=5 -report_slow_units=1
+                   -print_final_stats=1 -artifact_prefix="$work/finds/")
     [ -f "$dict" ] && options+=(-dict="$dict")
-    "$bin/fuzz_$e" "${options[@]}" "${folders[@]}" >"$log" 2>&1 || true
+    touch "$work/started"
+    "$bin/fuzz_$1" "${options[@]}" "$work/corpus" "tests/fuzz/corpus/$1" "$build/fuzz/seeds/$1" >"$log" 2>&1 || true
     n=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")
     rate=$(sed -n 's/^stat::average_exec_per_sec: *//p' "$log")
-    crashes=$(find "$work/finds" -type f -newer "$bin/fuzz_$e" | grep -c . || true)
     cover=$(sed -n 's/.* cov: \([0-9]*\) .*/\1/p' "$log" | sed -n '1p;$p' | paste -sd' ' | sed 's/ / -> /')
-    printf '%-16s %12s %8s %13s %7s\n' "$e" "${n:-?}" "${rate:-?}" "$cover" "$crashes"
+    crashes=$(find "$work/finds" -type f -newer "$work/started" | grep -c . || true)
+    printf '%-16s %12s %8s %15s %7s\n' "$1" "${n:-?}" "${rate:-?}" "$cover" "$crashes"
     total=$((total + ${n:-0})) bad=$((bad + crashes))
-done
-printf '%-16s %12s %8s %13s %7s\n' all "$total" '' '' "$bad"
+}
+
+printf '%-16s %12s %8s %15s %7s\n' entry executions exec/s 'coverage' crashes
+for e in "${entries[@]}"; do fuzz "$e"; done
+printf '%-16s %12s %8s %15s %7s\n' all "$total" '' '' "$bad"
 [ "$bad" -eq 0 ]

@@ -23,6 +23,12 @@ ARROWS
     for f in tests/unit/*.c tests/ops/*.c tests/mpi/*.c; do
         grep -qE "(unit|ops|mpi)/$(basename "$f")" tests/CMakeLists.txt || complain "$f is not built by tests/CMakeLists.txt"
     done
+    for f in tests/fuzz/fuzz_*.c; do
+        grep -q LLVMFuzzerTestOneInput "$f" || continue
+        f=$(basename "$f" .c)
+        grep -qE "^pmpd_fuzz\(${f#fuzz_}\>" tests/fuzz/CMakeLists.txt || complain "$f is not built by tests/fuzz/CMakeLists.txt"
+        [ -n "$(ls "tests/fuzz/corpus/${f#fuzz_}" 2>/dev/null)" ] || complain "$f has no inputs in tests/fuzz/corpus"
+    done
     for f in tests/e2e/test_*.py; do
         f=$(basename "$f" .py)
         grep -qE "foreach\(name.*\<${f#test_}\>" tests/CMakeLists.txt || complain "$f is not run by tests/CMakeLists.txt"

@@ -162,6 +162,7 @@ static const struct refused {
     {LLAMA(",\"head_dim\":15"), ST_FORMAT, "a head has 15 dimensions"},
     {LLAMA(",\"head_dim\":100000"), ST_FORMAT, "\"head_dim\" is 100000"},
     {LLAMA(",\"rms_norm_eps\":0"), ST_FORMAT, "rms_norm_eps is 0"},
+    {LLAMA(",\"rms_norm_eps\":1e-50"), ST_FORMAT, "rms_norm_eps is 1e-50"}, // 0 as f32
     {LLAMA(",\"max_position_embeddings\":0"), ST_FORMAT, "\"max_position_embeddings\" is 0"},
     {LLAMA(",\"max_position_embeddings\":1e9"), ST_FORMAT, "\"max_position_embeddings\" is 1e+09"},
     {LLAMA(",\"tie_word_embeddings\":\"no\""), ST_FORMAT, "\"tie_word_embeddings\" is \"no\""},
