@@ -1,6 +1,6 @@
 # Source this in a batch script before srun or mpirun. What is set already stays: a site or a user
 # knows better. Nothing here chooses a network; that is left to the site's MPI.
-# shellcheck shell=bash
+# shellcheck shell=sh
 # SPDX-License-Identifier: Apache-2.0
 
 # Threads of a rank: what Slurm gave it. srun of 22.05 and later does not take --cpus-per-task over
@@ -20,7 +20,7 @@ export OMPI_MCA_hwloc_base_binding_policy=${OMPI_MCA_hwloc_base_binding_policy:-
 # For a site whose MPI wants another: SLURM_MPI_TYPE=pmi2 (or cray_shasta) before sbatch.
 export SLURM_MPI_TYPE=${SLURM_MPI_TYPE:-pmix}
 # The barrier of MPI_Init. Slurm mixes two algorithms by default, and on a busy machine (22.05, Open MPI
-# 4.1.4) 7 of 2500 starts died in MPI_Init of a message that came too early; none of 2000 with the tree.
+# 4.1.4) 9 of 2400 starts died in MPI_Init of a message that came too early; none of 2000 with the tree.
 export SLURM_PMIX_FENCE=${SLURM_PMIX_FENCE:-tree}
 
 # mpirun only. It notices a host that has fallen silent (a cut cable) after 21 to 24 s and ends the
