@@ -232,10 +232,12 @@ class Jobs(Case):
     def test_threads(self):
         """env.sh in a script of one's own: a rank's CPUs and threads are those that sbatch asked for."""
         script = self.folder / "own.sbatch"
-        script.write_text("#!/bin/sh\n. slurm/env.sh\nsrun -n 2 sh -c 'echo threads $OMP_NUM_THREADS cpus $SLURM_CPUS_PER_TASK'\n")
+        show = "echo threads $OMP_NUM_THREADS; scontrol show step $SLURM_JOB_ID.$SLURM_STEP_ID"
+        script.write_text(f"#!/bin/sh\n. slurm/env.sh\nsrun --exact -n 2 sh -c '{show}'\n")
         job = Job(self.folder, "", ("--nodes=2", "--cpus-per-task=2"), script)
         self.assertEqual(job.end()["JobState"], "COMPLETED", job.text())
-        self.assertEqual(job.text().count("threads 2 cpus 2"), 2, job.text())
+        self.assertEqual(job.text().count("threads 2\n"), 2, job.text())
+        self.assertIn("CPUs=4 Tasks=2", job.text())
 
     def test_srun_without_pmix(self):
         """srun that starts N programs of one rank each: one clear message, no endless restarts."""
