@@ -11,6 +11,7 @@
 #include "core/mem.h"
 #include "core/runfile.h"
 #include "dist/journal.h"
+#include "experiments/inspect_journal.h"
 #include "experiments/resume.h"
 #include "tests/fuzz/fuzz.h"
 
@@ -29,6 +30,8 @@ static enum status count(void *ctx, uint32_t kind, const void *payload, size_t b
     struct journal_run run;
     struct journal_start start;
     struct journal_failed failed;
+    struct journal_fault fault;
+    struct journal_end end;
     unsigned char again[JOURNAL_SMALL_BYTES];
     s->n++;
     s->bytes += HEAD + bytes;
@@ -42,6 +45,14 @@ static enum status count(void *ctx, uint32_t kind, const void *payload, size_t b
     if (fuzz_ok(journal_unpack_failed(&failed, payload, bytes))) {
         INVARIANT(journal_pack_failed(again, &failed) == bytes);
         INVARIANT(memchr(failed.reason, '\0', sizeof failed.reason) != NULL);
+    }
+    if (fuzz_ok(journal_unpack_fault(&fault, payload, bytes))) {
+        INVARIANT(journal_pack_fault(again, &fault) == bytes);
+        INVARIANT(memchr(fault.reason, '\0', sizeof fault.reason) != NULL);
+    }
+    if (fuzz_ok(journal_unpack_end(&end, payload, bytes))) {
+        INVARIANT(journal_pack_end(again, &end) == bytes);
+        INVARIANT(memchr(end.reason, '\0', sizeof end.reason) != NULL);
     }
     return ST_OK;
 }
@@ -89,18 +100,41 @@ static void check_resumed(const struct resume_state *r)
     }
 }
 
-static void check_resume(void)
+static bool resume(struct resume_state *r)
 {
-    struct resume_state r;
-    INVARIANT(resume_create(&r, PROMPTS, true) == ST_OK);
+    INVARIANT(resume_create(r, PROMPTS, true) == ST_OK);
     for (int i = 0; i < PROMPTS; i++) {
-        r.prompts[i].key[0] = 1;
-        r.prompts[i].key[1] = 2;
+        r->prompts[i].key[0] = 1;
+        r->prompts[i].key[1] = 2;
     }
-    if (fuzz_ok(journal_read(fuzz_folder(), resume_visit, &r, NULL))) {
+    return fuzz_ok(journal_read(fuzz_folder(), resume_visit, r, NULL));
+}
+
+/* A new start goes on from the journal; what it decides it finds again. */
+static void check_resume(struct journal *j)
+{
+    struct resume_state r, again;
+    if (resume(&r)) {
         check_resumed(&r);
+        INVARIANT(resume_n_deaths(&r) >= 0);
+        (void)fuzz_ok(resume_check_deaths(&r, 3, "dir"));
+        INVARIANT(fuzz_ok(resume_fail_broken(&r, j)));
+        INVARIANT(resume(&again) && again.n_failed == r.n_failed);
+        resume_free(&again);
+        INVARIANT(fuzz_ok(resume_retry(&r, j)) && r.n_failed == 0);
+        INVARIANT(resume(&again) && again.n_failed == 0 && again.n_finished == r.n_finished);
+        resume_free(&again);
     }
     resume_free(&r);
+}
+
+static void check_inspect(void)
+{
+    json_t *json = NULL;
+    if (fuzz_ok(inspect_journal(&json, fuzz_folder()))) {
+        INVARIANT(json != NULL);
+    }
+    json_release(&json);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
@@ -113,7 +147,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     bool good = fuzz_ok(journal_read(fuzz_folder(), count, &all, &bad));
     if (good) {
         INVARIANT(all.bytes + bad == size);
-        check_resume();
+        check_inspect();
     }
     INVARIANT(fuzz_ok(journal_open(&j, fuzz_folder(), count, &cut)) == good);
     if (good) {
@@ -122,6 +156,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         INVARIANT(journal_append(j, 77, "end", 3, false) == ST_OK);
         INVARIANT(journal_read(fuzz_folder(), count, &longer, &bad) == ST_OK);
         INVARIANT(longer.n == all.n + 1 && longer.last_kind == 77 && bad == 0);
+        check_resume(j);
     }
     journal_close(&j);
     return 0;
@@ -178,7 +213,8 @@ size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t max_size, unsi
         data[pick + 4] = (uint8_t)(seed >> 16) % 9;
         seal(data + pick, (uint32_t)bytes);
     } else {
-        bytes = LLVMFuzzerMutate(data + pick + HEAD, bytes, max_size - n_tail - pick - HEAD);
+        size_t n_new = LLVMFuzzerMutate(data + pick + HEAD, bytes, max_size - n_tail - pick - HEAD);
+        bytes = seed % 8 < 6 ? bytes : n_new; // the length is right nearly always
         seal(data + pick, (uint32_t)bytes);
         end = pick + HEAD + bytes;
     }

@@ -9,7 +9,7 @@ seconds=$1
 shift
 build=${PMPD_BUILD:-$PWD/build-fuzz}
 cmake -S . -B "$build" -G Ninja -DPMPD_FUZZ=ON -DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++ >/dev/null
-cmake --build "$build" >/dev/null
+cmake --build "$build" --target fuzz_entries >/dev/null
 bin=$build/tests/fuzz
 mkdir -p "$build/fuzz/seeds"
 "$bin/fuzz_seeds" "$build/fuzz/seeds"

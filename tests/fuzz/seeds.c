@@ -72,11 +72,19 @@ static void journals(void)
     struct journal_run run = {.epoch = 0, .unix_s = 1};
     struct journal_start start = {.ordinal = 1, .key = {1, 2}, .attempt = 1};
     struct journal_failed failed = {.ordinal = 2, .key = {1, 2}, .attempts = 2, .reason = "why"};
-    for (int kind = 0; kind < 3; kind++) {
+    struct journal_fault fault = {.key = {1, 2}, .n_company = 1, .signal = 11, .reason = "fell"};
+    struct journal_end end = {.how = JOURNAL_STOPPED, .unix_s = 2, .reason = "SIGTERM"};
+    for (int kind = 0; kind < 4; kind++) {
         gen_folder(folder);
         INVARIANT(journal_open(&j, folder, NULL, NULL) == ST_OK);
         add(j, JOURNAL_RUN, buf, journal_pack_run(buf, &run));
-        for (int64_t i = 0; i < kind; i++) {
+        for (int32_t epoch = 0; kind == 3 && epoch < 4; epoch++) {
+            fault.ordinal = epoch % 2;
+            fault.epoch = epoch;
+            add(j, JOURNAL_FAULT, buf, journal_pack_fault(buf, &fault));
+            add(j, JOURNAL_RUN, buf, journal_pack_run(buf, &run));
+        }
+        for (int64_t i = 0; i < kind && kind < 3; i++) {
             add(j, JOURNAL_START, buf, journal_pack_start(buf, &start));
             size_t n = pack(buf, sizeof buf, i, (int)i + 1);
             put("trace", i ? "features" : "turns", buf, n);
@@ -84,6 +92,9 @@ static void journals(void)
         }
         add(j, JOURNAL_FAILED, buf, journal_pack_failed(buf, &failed));
         add(j, JOURNAL_STATE, "state", 5);
+        add(j, JOURNAL_END, buf, journal_pack_end(buf, &end));
+        add(j, kind == 1 ? JOURNAL_RETRY : JOURNAL_RUN, buf,
+            kind == 1 ? 0 : journal_pack_run(buf, &run));
         journal_close(&j);
         size_t bytes = 0;
         char *text = gen_read_file(gen_path(path, folder, "journal.bin"), &bytes);

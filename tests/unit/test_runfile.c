@@ -785,6 +785,13 @@ static void test_describe(const char *path, const char *folder)
     CHECK(H5Ldelete(file, "steps", H5P_DEFAULT) >= 0);
     H5Fclose(file);
     CHECK_STATUS(runfile_describe(&text, other, 0), ST_HDF5, "other.h5: steps: HDF5: ");
+    // a name that JSON cannot have
+    struct run_fact fact = {"a\xFF", "b"};
+    run.facts = &fact;
+    run.n_facts = 1;
+    CHECK_OK(runfile_write(other, &run));
+    CHECK_STATUS(runfile_describe(&text, other, 1), ST_FORMAT, "is not UTF-8");
+    CHECK(text == NULL);
     CHECK(unlink(other) == 0);
 }
 
