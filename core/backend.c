@@ -556,9 +556,13 @@ enum status backend_attention(struct backend *be, struct tensor *y, const struct
     TRY(expect_3d(op, "y", y, F32_ONLY, q->dims[0], q->dims[1], q->dims[2]));
     TRY(expect_apart(op, y, q));
     TRY(check_kv(op, kv, ANY, q->dims[2]));
-    if (q->dims[1] % kv->k.dims[1] != 0) {
-        FAIL(ST_SHAPE, "%s: %d query heads share %d KV heads, expected a multiple", op, q->dims[1],
-             kv->k.dims[1]);
+    int64_t per = kv->heads_per_kv, first = kv->head_in_group;
+    if (per < 1 || first < 0 || first >= per ||
+        (first + q->dims[1] - 1) / per + 1 != kv->k.dims[1]) {
+        FAIL(ST_SHAPE,
+             "%s: %d query heads, the first at place %d of %d that share a KV head, do not go with "
+             "%d KV heads",
+             op, q->dims[1], kv->head_in_group, kv->heads_per_kv, kv->k.dims[1]);
     }
     TRY(check_place(op, place, q->dims[0], kv->k.dims[2]));
     TRY(be->ops->attention(be, y, q, kv, place, scale));

@@ -71,9 +71,13 @@ struct token_place {
     int32_t max_pos;                 /* host: largest pos in the pass */
 };
 
-/* One layer's KV cache on this rank. */
+/* One layer's KV cache on this rank. heads_per_kv query heads of the model share a KV head; a
+ * rank's query heads may begin and end in the middle of such a group: local query head h reads
+ * local KV head (head_in_group + h) / heads_per_kv. */
 struct kv_layer {
     struct tensor k, v; /* (n_slots, n_kv_heads_local, max_tok + n_spare, head_dim) F16 or F32 */
+    int32_t heads_per_kv;
+    int32_t head_in_group; /* place of local query head 0 in its group: 0..heads_per_kv - 1 */
 };
 
 /* Tables of rotary angles, f32, computed by core in double: entry (p, i) for position p and
@@ -250,8 +254,10 @@ MUST_CHECK enum status backend_rope(struct backend *be, struct tensor *q, struct
 MUST_CHECK enum status backend_kv_append(struct backend *be, struct kv_layer *kv,
                                          const struct tensor *k, const struct tensor *v,
                                          const struct token_place *place);
-/* y (n_tok, n_heads_local, head_dim) = softmax(scale q K^T) V over the rows of place; query head h
- * reads KV head h / (n_heads_local / n_kv_heads_local). Causality is place's business. */
+/* y (n_tok, n_heads_local, head_dim) = softmax(scale q K^T) V over the rows of place; which KV head
+ * a query head reads is kv's business, causality is place's. A head's y depends on its own q and KV
+ * head only, not on which other heads are here.
+ * Errors: ST_SHAPE (also when the query heads do not use the first and the last KV head). */
 MUST_CHECK enum status backend_attention(struct backend *be, struct tensor *y,
                                          const struct tensor *q, const struct kv_layer *kv,
                                          const struct token_place *place, float scale);

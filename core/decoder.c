@@ -24,7 +24,7 @@ struct decoder {
     float *q, *att;                     /* (R, n_heads_local, head_dim) */
     float *k, *v;                       /* (R, n_kv_heads_local, head_dim) */
     float *gate, *up;                   /* (R, ffn_local) */
-    float *parts, *gathered;            /* (segments, R, hidden): this rank's, the replica's */
+    float *parts;                       /* (segments of all ranks, R, hidden) partial sums */
     float *logits;                      /* (R, n_vocab_local) */
     int32_t *ids, *slot, *pos, *kv_row; /* (R) */
     uint8_t *bits;                      /* (n_layers * M_N_ROLES + 1, R) */
@@ -62,9 +62,7 @@ static size_t lay_out(struct decoder *d, char *base)
     size_t heads = (size_t)(s->head_end - s->head_begin), kv = (size_t)(s->kv_end - s->kv_begin);
     size_t ffn = (size_t)(s->ffn_end - s->ffn_begin),
            vocab = (size_t)(s->vocab_end - s->vocab_begin);
-    int32_t own_attn = s->attn.end - s->attn.begin, own_mlp = s->mlp.end - s->mlp.begin;
-    size_t own = (size_t)(own_attn > own_mlp ? own_attn : own_mlp);
-    size_t all = (size_t)(s->attn.total > s->mlp.total ? s->attn.total : s->mlp.total);
+    size_t segments = (size_t)(s->attn.total > s->mlp.total ? s->attn.total : s->mlp.total);
     d->x = cut(base, &used, r * hidden, sizeof(float));
     d->h = cut(base, &used, r * hidden, sizeof(float));
     d->q = cut(base, &used, r * heads * hd, sizeof(float));
@@ -73,8 +71,7 @@ static size_t lay_out(struct decoder *d, char *base)
     d->v = cut(base, &used, r * kv * hd, sizeof(float));
     d->gate = cut(base, &used, model_has_role(c, M_GATE) ? r * ffn : 0, sizeof(float));
     d->up = cut(base, &used, r * ffn, sizeof(float));
-    d->parts = cut(base, &used, own * r * hidden, sizeof(float));
-    d->gathered = cut(base, &used, s->size > 1 ? all * r * hidden : 0, sizeof(float));
+    d->parts = cut(base, &used, segments * r * hidden, sizeof(float));
     d->logits = cut(base, &used, r * vocab, sizeof(float));
     d->ids = cut(base, &used, r, sizeof(int32_t));
     d->slot = cut(base, &used, r, sizeof(int32_t));
@@ -249,6 +246,13 @@ static enum status multiply(struct decoder *d, const struct pass *p, const struc
     return backend_matmul_dense(d->be, &ty, &l->dense, &tx, bias, &how);
 }
 
+/* This rank's partial sums of a pass, at their place among those of all ranks. */
+static float *own_parts(const struct decoder *d, const struct pass *p,
+                        const struct segment_share *share)
+{
+    return d->parts + (size_t)share->begin * (size_t)p->n_tok * (size_t)d->w->config.hidden;
+}
+
 /* x += the sum over all segments of all ranks, in segment order, and the bias of the product. */
 static enum status add_segments(struct decoder *d, const struct pass *p, const struct linear *l,
                                 const struct segment_share *share)
@@ -256,13 +260,13 @@ static enum status add_segments(struct decoder *d, const struct pass *p, const s
     const struct tensor *bias = l->bias.data ? &l->bias : NULL;
     int32_t hidden = d->w->config.hidden, own = share->end - share->begin;
     struct tensor x = tensor_2d(d->x, DT_F32, p->n_tok, hidden);
-    struct tensor parts = tensor_3d(d->parts, DT_F32, own, p->n_tok, hidden);
+    struct tensor all = tensor_3d(d->parts, DT_F32, share->total, p->n_tok, hidden);
     if (d->coll->size == 1) {
-        return backend_add_parts(d->be, &x, &parts, bias);
+        return backend_add_parts(d->be, &x, &all, bias);
     }
+    struct tensor parts = tensor_3d(own_parts(d, p, share), DT_F32, own, p->n_tok, hidden);
     TRY(backend_sync(d->be));
     if (share->total == d->coll->size) { /* one segment each: rank order is segment order */
-        parts = tensor_2d(d->parts, DT_F32, p->n_tok, hidden);
         TRY(collective_all_reduce_sum(d->coll, &parts));
         return backend_add_parts(d->be, &x, &parts, bias);
     }
@@ -271,7 +275,6 @@ static enum status add_segments(struct decoder *d, const struct pass *p, const s
             split_at(share->total, d->coll->size, r + 1) - split_at(share->total, d->coll->size, r);
         d->counts[r] = (size_t)n * (size_t)p->n_tok * (size_t)hidden;
     }
-    struct tensor all = tensor_3d(d->gathered, DT_F32, share->total, p->n_tok, hidden);
     TRY(collective_all_gather(d->coll, &all, &parts, d->counts));
     return backend_add_parts(d->be, &x, &all, bias);
 }
@@ -308,7 +311,7 @@ static enum status attention_block(struct decoder *d, const struct pass *p, int 
     TRY(backend_kv_append(d->be, &d->kv.layers[layer], &k, &v, &p->place));
     float scale = (float)(1.0 / sqrt((double)c->head_dim));
     TRY(backend_attention(d->be, &att, &q, &d->kv.layers[layer], &p->place, scale));
-    TRY(multiply(d, p, &l->matrix[M_O], m + M_O, d->parts, d->att, 0, &s->attn));
+    TRY(multiply(d, p, &l->matrix[M_O], m + M_O, own_parts(d, p, &s->attn), d->att, 0, &s->attn));
     return add_segments(d, p, &l->matrix[M_O], &s->attn);
 }
 
@@ -335,7 +338,8 @@ static enum status mlp_block(struct decoder *d, const struct pass *p, int layer)
     } else {
         TRY(backend_activate(d->be, &up, &up, c->act));
     }
-    TRY(multiply(d, p, &l->matrix[M_DOWN], m + M_DOWN, d->parts, inner, 0, &s->mlp));
+    TRY(multiply(d, p, &l->matrix[M_DOWN], m + M_DOWN, own_parts(d, p, &s->mlp), inner, 0,
+                 &s->mlp));
     return add_segments(d, p, &l->matrix[M_DOWN], &s->mlp);
 }
 
@@ -375,10 +379,6 @@ static enum status read_out(struct decoder *d, struct pass *p, struct token_resu
         for (int r = 0; r < d->coll->size; r++) {
             int32_t of_rank = (int32_t)(d->counts[r] / sizeof *from / (size_t)n);
             for (int32_t j = 0; j < of_rank; j++) {
-                if (n_merged == SHARD_MAX_SEGMENTS) { /* more ranks than fit: merge as we go */
-                    sampler_merge(&parts[0], parts, n_merged, &d->wants[i]);
-                    n_merged = 1;
-                }
                 parts[n_merged++] = from[(size_t)i * (size_t)of_rank + (size_t)j];
             }
             from += (size_t)n * (size_t)of_rank;
@@ -401,34 +401,40 @@ static enum status read_out(struct decoder *d, struct pass *p, struct token_resu
     return ST_OK;
 }
 
-static size_t linear_bytes(const struct decoder *d, const struct linear *l, int m, int32_t n_tok,
-                           int32_t first)
+/* n_rows: of all ranks together. */
+static size_t linear_bytes(const struct decoder *d, const struct linear *l, int m, int32_t n_rows,
+                           int32_t n_tok, int32_t first)
 {
     if (!l->is_nested) {
-        return (size_t)l->n_rows * (size_t)l->n_cols * dtype_bytes(l->dense.dtype);
+        return (size_t)n_rows * (size_t)l->n_cols * dtype_bytes(l->dense.dtype);
     }
     const uint8_t *bits = d->host_bits + (size_t)m * (size_t)d->rows;
     int max = 0;
     for (int32_t i = first; i < n_tok; i++) {
         max = bits[i] > max ? bits[i] : max;
     }
-    return nested_bytes_read(l->nested.kind, l->n_rows, l->n_cols_padded, l->nested.group_cols, max,
+    return nested_bytes_read(l->nested.kind, n_rows, l->n_cols_padded, l->nested.group_cols, max,
                              d->bits_used[m]);
 }
 
-/* Bytes of the whole replica: planes, levels and head; K and V rows up to each slot's end (a chunk
- * reads its slot's rows once). The embedding's few rows are not counted. */
+/* Bytes that all ranks of the replica read together: planes, levels and head; K and V rows up to
+ * each slot's end (a chunk reads its slot's rows once). A KV head that several ranks hold is read
+ * by each: its rows of the k and v matrices, and its cache. The embedding's few rows are not
+ * counted. */
 static void count_bytes(const struct decoder *d, const struct pass *p, struct pass_record *rec)
 {
     const struct model_config *c = &d->w->config;
     size_t bytes = 0, rows = 0;
+    int32_t n_kv_held = d->w->shard.n_kv_held;
     for (int l = 0; l < c->n_layers; l++) {
         for (int r = 0; r < M_N_ROLES; r++) {
-            bytes += linear_bytes(d, &d->w->layers[l].matrix[r], l * M_N_ROLES + r, p->n_tok, 0);
+            const struct linear *matrix = &d->w->layers[l].matrix[r];
+            int32_t n_rows = r == M_K || r == M_V ? n_kv_held * c->head_dim : matrix->n_rows;
+            bytes += linear_bytes(d, matrix, l * M_N_ROLES + r, n_rows, p->n_tok, 0);
         }
     }
     if (p->n_results > 0) {
-        bytes += linear_bytes(d, &d->w->head, c->n_layers * M_N_ROLES, p->n_tok,
+        bytes += linear_bytes(d, &d->w->head, c->n_layers * M_N_ROLES, d->w->head.n_rows, p->n_tok,
                               p->n_tok - p->n_results);
     }
     for (int32_t i = 0; i < p->n_tok; i++) {
@@ -438,7 +444,7 @@ static void count_bytes(const struct decoder *d, const struct pass *p, struct pa
         rec->max_bits = max > rec->max_bits ? max : rec->max_bits;
     }
     rec->weight_bytes = bytes;
-    rec->kv_bytes = rows * 2 * (size_t)c->n_layers * (size_t)c->n_kv_heads * (size_t)c->head_dim *
+    rec->kv_bytes = rows * 2 * (size_t)c->n_layers * (size_t)n_kv_held * (size_t)c->head_dim *
                     dtype_bytes(d->kv.dtype);
 }
 

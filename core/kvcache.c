@@ -34,8 +34,11 @@ enum status kvcache_create(struct kvcache *out, struct backend *be,
                       1e-6 * (double)out->bytes, n_slots, max_tok);
         goto fail;
     }
+    int32_t per_kv = config->n_heads / config->n_kv_heads;
     for (int l = 0; l < config->n_layers; l++) {
         char *k = (char *)out->block + 2 * (size_t)l * one;
+        out->layers[l].heads_per_kv = per_kv;
+        out->layers[l].head_in_group = shard->head_begin - shard->kv_begin * per_kv;
         out->layers[l].k =
             tensor_4d(k, dtype, n_slots, out->n_kv_local, out->n_rows, out->head_dim);
         out->layers[l].v =
@@ -80,14 +83,12 @@ enum status kvcache_features(const struct kvcache *kv, struct collective *coll,
                              int32_t n_tok, float *out, float *scratch)
 {
     size_t n = (size_t)n_tok * (size_t)kv->head_dim;
-    size_t counts[1024];
+    size_t counts[SHARD_MAX_SEGMENTS];
     int32_t first_own = shard->kv_begin;
-    if (coll->size > 1024) {
-        FAIL(ST_UNSUPPORTED, "KV features with more than 1024 tensor ranks");
-    }
+    INVARIANT(coll->size <= SHARD_MAX_SEGMENTS); /* each owns a segment */
     /* A replicated head counts on the first rank that holds it: rank r's range begins where the
      * ranks before it end. The ranges come from the same arithmetic on every rank. */
-    int64_t kv_range[2] = {shard->kv_begin, shard->kv_end}, all[2048];
+    int64_t kv_range[2] = {shard->kv_begin, shard->kv_end}, all[2 * SHARD_MAX_SEGMENTS];
     struct tensor part = tensor_1d(kv_range, DT_I64, 2),
                   whole = tensor_1d(all, DT_I64, 2 * coll->size);
     for (int r = 0; r < coll->size; r++) {

@@ -243,8 +243,10 @@ static enum status write_passes(hid_t file, const struct pass_row *passes, size_
             "tokens whose sampling filter reached beyond the ranks' candidates, so that all logits "
             "were gathered"),
         I32(struct row, max_bits, "bits", "planes read by the widest product"),
-        U64(struct row, weight_bytes, "bytes", "weights read, all ranks of the replica"),
-        U64(struct row, kv_bytes, "bytes", "keys and values read, all ranks of the replica"),
+        U64(struct row, weight_bytes, "bytes", "weights read by all ranks of the replica together"),
+        U64(struct row, kv_bytes, "bytes",
+            "keys and values read by all ranks of the replica together; heads that several ranks "
+            "hold count for each"),
         F32(struct row, time_us, "us", "time of the pass"),
         F32(struct row, comm_us, "us", "part of it spent in collectives"),
     };

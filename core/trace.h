@@ -24,7 +24,8 @@ struct step_record {
     uint32_t pass;             /* number of its pass within (epoch, replica) */
 };
 
-/* One run through the layers for all tokens that share it. Bytes are of the whole replica. */
+/* One run through the layers for all tokens that share it. Bytes are those that all ranks of the
+ * replica read together: what two ranks hold of the same KV head counts twice. */
 struct pass_record {
     uint32_t pass; /* number within (epoch, replica), from 0 */
     int32_t kind;  /* enum pass_kind */

@@ -34,7 +34,8 @@ struct segment_share {
 struct model_shard {
     int32_t rank, size;           /* within the replica */
     int32_t head_begin, head_end; /* query heads: rows of q, columns of o */
-    int32_t kv_begin, kv_end;     /* KV heads: rows of k and v; replicated when ranks exceed them */
+    int32_t kv_begin, kv_end;     /* KV heads that they use: rows of k and v */
+    int32_t n_kv_held;            /* of all ranks together: a KV head that two hold counts twice */
     int32_t ffn_begin, ffn_end;   /* rows of gate and up, columns of down */
     int32_t vocab_begin, vocab_end; /* rows of the head */
     struct segment_share attn, mlp, vocab;

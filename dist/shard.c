@@ -3,7 +3,6 @@
 
 #include <stdint.h>
 #include <stdio.h>
-#include <string.h>
 
 /* One dimension that is shared out: n things in units of `unit`, the last unit may be shorter. */
 struct extent {
@@ -47,10 +46,18 @@ static struct extents extents_of(const struct model_config *c, int32_t group_col
 
 static int32_t n_segments(const struct extent *e, const struct shard_options *o)
 {
-    if (!o->reproducible) {
-        return o->size;
-    }
-    return o->segments < e->n_units ? o->segments : e->n_units;
+    int32_t most = o->reproducible ? o->segments : o->size;
+    return most < e->n_units ? most : e->n_units;
+}
+
+/* Every rank owns a segment of each of the three. */
+static int32_t most_ranks(const struct extents *ext, const struct shard_options *options)
+{
+    struct shard_options o = *options;
+    o.size = SHARD_MAX_SEGMENTS;
+    int32_t attn = n_segments(&ext->attn, &o), mlp = n_segments(&ext->mlp, &o);
+    int32_t vocab = n_segments(&ext->vocab, &o), most = attn < mlp ? attn : mlp;
+    return most < vocab ? most : vocab;
 }
 
 /* Where segment i begins: a column or row of the whole. */
@@ -60,14 +67,10 @@ static int32_t segment_at(const struct extent *e, int32_t n_segs, int32_t i)
     return at < e->n ? (int32_t)at : e->n;
 }
 
-/* false: there are fewer segments or units than ranks. */
-static bool share_of(struct segment_share *out, int32_t *begin, int32_t *end,
+static void share_of(struct segment_share *out, int32_t *begin, int32_t *end,
                      const struct extent *e, const struct shard_options *o, int32_t rank)
 {
     int32_t total = n_segments(e, o);
-    if (o->size > total || total > e->n_units) {
-        return false;
-    }
     *out = (struct segment_share){.total = total,
                                   .begin = split_at(total, o->size, rank),
                                   .end = split_at(total, o->size, rank + 1)};
@@ -76,116 +79,91 @@ static bool share_of(struct segment_share *out, int32_t *begin, int32_t *end,
     for (int32_t i = out->begin; i <= out->end; i++) {
         out->cut[i - out->begin] = segment_at(e, total, i) - *begin;
     }
-    return true;
 }
 
-/* Each rank gets as many attention units as the others: the rank with the most heads would set the
- * pace of all. (The MLP and the vocabulary have many units; there one more or less is nothing.) */
-static bool attention_even(const struct extent *e, const struct segment_share *share,
+static void share_heads(struct model_shard *out, const struct model_config *config,
+                        const struct extent *e, const struct shard_options *o, int32_t rank)
+{
+    int32_t begin = 0, end = 0, per_kv = config->n_heads / config->n_kv_heads;
+    share_of(&out->attn, &begin, &end, e, o, rank);
+    // units of attention are whole heads
+    out->head_begin = begin / config->head_dim;
+    out->head_end = end / config->head_dim;
+    out->kv_begin = out->head_begin / per_kv;
+    out->kv_end = (out->head_end - 1) / per_kv + 1;
+}
+
+/* Do all ranks have as many query heads? The rank with the most sets the pace. (The MLP and the
+ * vocabulary have many units; there one more or less is nothing.) */
+static bool attention_even(const struct model_config *config, const struct extents *ext,
                            const struct shard_options *o)
 {
-    int32_t units = split_at(e->n_units, share->total, share->end) -
-                    split_at(e->n_units, share->total, share->begin);
-    return (int64_t)units * o->size == e->n_units;
-}
-
-static bool try_shard(struct model_shard *out, const struct model_config *config,
-                      const struct extents *ext, const struct shard_options *o, int32_t rank)
-{
-    *out = (struct model_shard){.rank = rank, .size = o->size};
-    int32_t col_begin = 0, col_end = 0;
-    if (!share_of(&out->attn, &col_begin, &col_end, &ext->attn, o, rank) ||
-        !share_of(&out->mlp, &out->ffn_begin, &out->ffn_end, &ext->mlp, o, rank) ||
-        !share_of(&out->vocab, &out->vocab_begin, &out->vocab_end, &ext->vocab, o, rank) ||
-        !attention_even(&ext->attn, &out->attn, o)) {
-        return false;
-    }
-    // units of attention are whole heads
-    out->head_begin = col_begin / config->head_dim;
-    out->head_end = col_end / config->head_dim;
-    int32_t per_kv = config->n_heads / config->n_kv_heads;
-    if (out->head_begin % per_kv == 0 && out->head_end % per_kv == 0) {
-        out->kv_begin = out->head_begin / per_kv;
-        out->kv_end = out->head_end / per_kv;
-        return true;
-    }
-    out->kv_begin = out->head_begin / per_kv;
-    out->kv_end = out->kv_begin + 1;
-    return (out->head_end - 1) / per_kv == out->kv_begin;
-}
-
-static bool size_fits(const struct model_config *config, const struct extents *ext,
-                      const struct shard_options *o)
-{
-    if (o->size < 1 || o->size > SHARD_MAX_SEGMENTS) {
-        return false;
-    }
-    struct model_shard shard;
+    struct model_shard s;
     for (int32_t rank = 0; rank < o->size; rank++) {
-        if (!try_shard(&shard, config, ext, o, rank)) {
+        share_heads(&s, config, &ext->attn, o, rank);
+        if ((int64_t)(s.head_end - s.head_begin) * o->size != config->n_heads) {
             return false;
         }
     }
     return true;
 }
 
-/* "1, 2 or 4" */
+/* "1 to 4; 1, 2 and 4 share the attention evenly" */
 static void list_sizes(char *text, size_t text_bytes, const struct model_config *config,
                        const struct extents *ext, const struct shard_options *options)
 {
-    int32_t sizes[SHARD_MAX_SEGMENTS], n = 0;
-    for (int32_t size = 1; size <= SHARD_MAX_SEGMENTS; size++) {
+    int32_t sizes[SHARD_MAX_SEGMENTS], n = 0, most = most_ranks(ext, options);
+    if (most == 1) {
+        snprintf(text, text_bytes, "1");
+        return;
+    }
+    for (int32_t size = 1; size <= most; size++) {
         struct shard_options o = *options;
         o.size = size;
-        if (size_fits(config, ext, &o)) {
+        if (attention_even(config, ext, &o)) {
             sizes[n++] = size;
         }
     }
-    size_t used = 0;
-    text[0] = '\0';
+    size_t used = (size_t)snprintf(text, text_bytes, "1 to %d; ", most);
     for (int32_t i = 0; i < n && used < text_bytes; i++) {
-        const char *before = i == 0 ? "" : i == n - 1 ? " or " : ", ";
+        const char *before = i == 0 ? "" : i == n - 1 ? " and " : ", ";
         used += (size_t)snprintf(text + used, text_bytes - used, "%s%d", before, sizes[i]);
     }
-}
-
-static enum status check_segments(const struct shard_options *o)
-{
-    if (o->reproducible && (o->segments < 1 || o->segments > SHARD_MAX_SEGMENTS)) {
-        FAIL(ST_USER, "parallel.segments = %d: expected 1 to %d", o->segments, SHARD_MAX_SEGMENTS);
+    if (used < text_bytes) {
+        snprintf(text + used, text_bytes - used, " share%s the attention evenly",
+                 n == 1 ? "s" : "");
     }
-    return ST_OK;
 }
 
 enum status shard_model(struct model_shard *out, const struct model_config *config,
                         int32_t group_cols, const struct shard_options *options, int32_t rank)
 {
-    TRY(check_segments(options));
+    if (options->reproducible &&
+        (options->segments < 1 || options->segments > SHARD_MAX_SEGMENTS)) {
+        FAIL(ST_USER, "parallel.segments = %d: expected 1 to %d", options->segments,
+             SHARD_MAX_SEGMENTS);
+    }
     struct extents ext = extents_of(config, group_cols);
-    if (!size_fits(config, &ext, options)) {
+    if (options->size < 1 || options->size > most_ranks(&ext, options)) {
         char sizes[512], segments[64] = "";
         list_sizes(sizes, sizeof sizes, config, &ext, options);
         if (options->reproducible) {
-            snprintf(segments, sizeof segments, " in %d segments", n_segments(&ext.attn, options));
+            snprintf(segments, sizeof segments, ", parallel.segments = %d", options->segments);
         }
         FAIL(ST_USER,
-             "%d tensor ranks do not fit this model (%d units of attention input%s, "
-             "%d heads that share %d KV heads, %d units of MLP input, vocabulary %d): use %s",
-             options->size, ext.attn.n_units, segments, config->n_heads, config->n_kv_heads,
-             ext.mlp.n_units, config->vocab, sizes);
+             "%d tensor ranks do not fit this model (%d units of attention input, %d units of MLP "
+             "input, vocabulary %d%s): use %s",
+             options->size, ext.attn.n_units, ext.mlp.n_units, config->vocab, segments, sizes);
     }
     INVARIANT(rank >= 0 && rank < options->size);
-    INVARIANT(try_shard(out, config, &ext, options, rank));
-    return ST_OK;
-}
-
-bool shard_fits(const struct model_config *config, int32_t group_cols,
-                const struct shard_options *options)
-{
-    if (options->reproducible &&
-        (options->segments < 1 || options->segments > SHARD_MAX_SEGMENTS)) {
-        return false;
+    *out = (struct model_shard){.rank = rank, .size = options->size};
+    for (int32_t r = 0; r < options->size; r++) {
+        struct model_shard other;
+        share_heads(&other, config, &ext.attn, options, r);
+        out->n_kv_held += other.kv_end - other.kv_begin;
     }
-    struct extents ext = extents_of(config, group_cols);
-    return size_fits(config, &ext, options);
+    share_heads(out, config, &ext.attn, options, rank);
+    share_of(&out->mlp, &out->ffn_begin, &out->ffn_end, &ext.mlp, options, rank);
+    share_of(&out->vocab, &out->vocab_begin, &out->vocab_end, &ext.vocab, options, rank);
+    return ST_OK;
 }

@@ -7,7 +7,11 @@
  * (i+1)U/S); rank r of n owns segments [rS/n, (r+1)S/n). With parallel.reproducible S =
  * min(parallel.segments, U) whatever n is; otherwise S = n, and each rank owns one. The vocabulary
  * is cut the same way in units of one row. The last group of down may be shorter than the others
- * (padding). SPDX-License-Identifier: Apache-2.0
+ * (padding). So every number of ranks fits that is no larger than the smallest of the three S;
+ * shares may be uneven. A rank with query heads [a, b) holds every KV head that they use, [a / q,
+ * ceil(b / q)) with q query heads to a KV head: a KV head whose query heads are shared out is held
+ * by each rank that has one of them.
+ * SPDX-License-Identifier: Apache-2.0
  */
 #ifndef PMPD_DIST_SHARD_H
 #define PMPD_DIST_SHARD_H
@@ -23,15 +27,11 @@ struct shard_options {
 };
 
 /* The shard of one rank. group_cols: the nested model's group, 1 for a dense model.
- * A rank's query heads must be whole groups of heads that share a KV head, or lie inside one such
- * group (then the KV head is replicated).
- * Errors: ST_USER: the size does not fit; the message lists the sizes that do (up to 64), e.g.
- * "3 tensor ranks do not fit this model (4 units of attention input ...): use 1, 2 or 4". */
+ * Errors: ST_USER: parallel.segments out of range; or the size does not fit, e.g. "5 tensor ranks
+ * do not fit this model (4 units of attention input, ...): use 1 to 4; 1, 2 and 4 share the
+ * attention evenly". */
 MUST_CHECK enum status shard_model(struct model_shard *out, const struct model_config *config,
                                    int32_t group_cols, const struct shard_options *options,
                                    int32_t rank);
-/* true when every rank of the size gets a shard. */
-bool shard_fits(const struct model_config *config, int32_t group_cols,
-                const struct shard_options *options);
 
 #endif

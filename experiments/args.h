@@ -1,6 +1,7 @@
 /* What the model subcommands (generate, perplexity, logits) have in common on the command line: the
- * model, --bits, --backend, --threads, --kv, --json, --help; under mpirun all ranks form one
- * replica. SPDX-License-Identifier: Apache-2.0
+ * model, --bits, --backend, --threads, --kv, --segments, --json, --help; under mpirun all ranks
+ * form one replica.
+ * SPDX-License-Identifier: Apache-2.0
  */
 #ifndef PMPD_EXPERIMENTS_ARGS_H
 #define PMPD_EXPERIMENTS_ARGS_H
@@ -31,12 +32,14 @@ struct arg_option {
 MUST_CHECK enum status args_parse(struct args *out, const struct env *env, int argc, char **argv,
                                   const struct arg_option *own, int n_words, const char *usage);
 /* The part of every usage text that args_parse understands. */
-#define ARGS_COMMON_HELP                                                                       \
-    "  --bits B         level: 2, 3, 4, ..., or a map such as \"3,0-1.down_proj=4,head=4\"\n"  \
-    "                   (default: the most the model holds)\n"                                 \
-    "  --backend NAME   cpu (default), cpu_ref (slow, exact), cuda\n"                          \
-    "  --threads N      CPU threads per rank (default: what the rank may use)\n"               \
-    "  --kv FORMAT      KV cache: f16 or f32 (default: f32 for an unquantised model on CPU)\n" \
+#define ARGS_COMMON_HELP                                                                         \
+    "  --bits B         level: 2, 3, 4, ..., or a map such as \"3,0-1.down_proj=4,head=4\"\n"    \
+    "                   (default: the most the model holds)\n"                                   \
+    "  --backend NAME   cpu (default), cpu_ref (slow, exact), cuda\n"                            \
+    "  --threads N      CPU threads per rank (default: what the rank may use)\n"                 \
+    "  --kv FORMAT      KV cache: f16 or f32 (default: f32 for an unquantised model on CPU)\n"   \
+    "  --segments S     sum in S parts (parallel.reproducible): the same bits on every number\n" \
+    "                   of ranks that fits, at most S\n"                                         \
     "  --json           print the result as JSON\n"
 
 /* A whole number within a range, from an option's text. Errors: ST_USER. */

@@ -93,7 +93,6 @@ enum status cpu_attention(struct backend *be, struct tensor *y, const struct ten
     TRY(host_scratch_reserve(&cpu->scores, n));
     const int32_t *slot = place->slot.data, *pos = place->pos.data, *row = place->kv_row.data;
     int32_t n_tok = q->dims[0], n_heads = q->dims[1], head_dim = q->dims[2];
-    int32_t shared = n_heads / kv->k.dims[1];
     int n_threads = cpu_threads(cpu, tensor_count(q) * 2 * ((size_t)place->max_pos + 1));
     /* Later tokens of a prompt attend to more rows: hand them out as threads come free. */
 #pragma omp parallel for collapse(2) schedule(dynamic) num_threads(n_threads) if (n_threads > 1)
@@ -102,7 +101,7 @@ enum status cpu_attention(struct backend *be, struct tensor *y, const struct ten
             size_t at = ((size_t)t * (size_t)n_heads + (size_t)h) * (size_t)head_dim;
             float *scores = cpu->scores.data + (size_t)omp_get_thread_num() * width;
             attend(cpu->isa, (float *)y->data + at, (const float *)q->data + at, scores, kv,
-                   slot[t], h / shared, pos[t], row[t], scale);
+                   slot[t], (kv->head_in_group + h) / kv->heads_per_kv, pos[t], row[t], scale);
         }
     }
     return ST_OK;

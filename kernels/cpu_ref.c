@@ -233,12 +233,12 @@ static enum status ref_attention(struct backend *be, struct tensor *y, const str
     TRY(host_check_place("attention", place, cache->dims[0], cache->dims[2]));
     TRY(cpu_ref_reserve(&ref->scores, &ref->n_scores, (size_t)cache->dims[2] + 1));
     const int32_t *slot = place->slot.data, *pos = place->pos.data, *row = place->kv_row.data;
-    int32_t n_heads = q->dims[1], head_dim = q->dims[2], shared = n_heads / cache->dims[1];
+    int32_t n_heads = q->dims[1], head_dim = q->dims[2];
     for (int32_t t = 0; t < q->dims[0]; t++) {
         for (int32_t h = 0; h < n_heads; h++) {
             size_t at = ((size_t)t * (size_t)n_heads + (size_t)h) * (size_t)head_dim;
             attend((float *)y->data + at, (const float *)q->data + at, ref->scores, kv, slot[t],
-                   h / shared, pos[t], row[t], (double)scale);
+                   (kv->head_in_group + h) / kv->heads_per_kv, pos[t], row[t], (double)scale);
         }
     }
     return ST_OK;

@@ -1,4 +1,5 @@
-/* kv_append and attention: rows and slots in any order, shared heads, probes in a spare row.
+/* kv_append and attention: rows and slots in any order, shared heads, a rank's part of the heads,
+ * probes in a spare row.
  * SPDX-License-Identifier: Apache-2.0
  */
 #include "tests/check.h"
@@ -34,11 +35,12 @@ struct cache {
 };
 
 static struct cache cache_make(struct backend *be, enum dtype k_type, enum dtype v_type,
-                               int32_t head_dim)
+                               int32_t head_dim, int32_t n_kv, int32_t heads_per_kv)
 {
     return (struct cache){{
-        .k = rig_room(be, tensor_4d(NULL, k_type, SLOTS, KV_HEADS, ROWS, head_dim)),
-        .v = rig_room(be, tensor_4d(NULL, v_type, SLOTS, KV_HEADS, ROWS, head_dim)),
+        .k = rig_room(be, tensor_4d(NULL, k_type, SLOTS, n_kv, ROWS, head_dim)),
+        .v = rig_room(be, tensor_4d(NULL, v_type, SLOTS, n_kv, ROWS, head_dim)),
+        .heads_per_kv = heads_per_kv,
     }};
 }
 
@@ -51,10 +53,10 @@ static void cache_free(struct backend *be, struct cache *c)
 static void append(struct backend *be, struct cache *c, const float *k, const float *v,
                    const int32_t *slot, const int32_t *pos, const int32_t *row, int32_t n_tok)
 {
-    int32_t head_dim = c->kv.k.dims[3];
+    int32_t n_kv = c->kv.k.dims[1], head_dim = c->kv.k.dims[3];
     struct token_place place = put_place(be, slot, pos, row, n_tok);
-    struct tensor k_t = rig_put(be, tensor_3d((void *)k, DT_F32, n_tok, KV_HEADS, head_dim));
-    struct tensor v_t = rig_put(be, tensor_3d((void *)v, DT_F32, n_tok, KV_HEADS, head_dim));
+    struct tensor k_t = rig_put(be, tensor_3d((void *)k, DT_F32, n_tok, n_kv, head_dim));
+    struct tensor v_t = rig_put(be, tensor_3d((void *)v, DT_F32, n_tok, n_kv, head_dim));
     CHECK_OK(backend_kv_append(be, &c->kv, &k_t, &v_t, &place));
     rig_drop(be, &k_t);
     rig_drop(be, &v_t);
@@ -100,7 +102,7 @@ static void test_attention(enum dtype k_type, enum dtype v_type, int32_t head_di
     char *raw[2][2];
     for (int i = 0; i < 2; i++) {
         struct backend *be = i ? &dut : &ref;
-        struct cache c = cache_make(be, k_type, v_type, head_dim);
+        struct cache c = cache_make(be, k_type, v_type, head_dim, KV_HEADS, n_heads / KV_HEADS);
         append(be, &c, k, v, all_slot, all_row, all_row, ALL);
         raw[i][0] = rig_alloc(tensor_bytes(&c.kv.k), 1);
         raw[i][1] = rig_alloc(tensor_bytes(&c.kv.v), 1);
@@ -168,7 +170,7 @@ static void test_attention_by_hand(void)
 {
     /* One head of two dimensions, scale 1/sqrt(2), slot 1. Token at pos 1 with its row 1:
      * scores q.k = sqrt(2) ln 3 and 0 -> weights 3/4 and 1/4. At pos 0 it sees only itself. */
-    struct cache c = cache_make(&dut, DT_F32, DT_F32, 2);
+    struct cache c = cache_make(&dut, DT_F32, DT_F32, 2, KV_HEADS, 1);
     float ln3 = 1.0986123f * 1.4142135f;
     const float k[] = {1, 0, 1, 0, 0, 1, 0, 1}, v[] = {4, 0, 8, 0, 0, 4, 0, 8};
     const float q[] = {ln3, 0, ln3, 0, ln3, 0, ln3, 0}, hand[] = {4, 0, 8, 0, 3, 1, 6, 2};
@@ -180,11 +182,73 @@ static void test_attention_by_hand(void)
     cache_free(&dut, &c);
 }
 
+/* Copies heads [begin, end) of every token of from (N_TOK, n_heads, head_dim). */
+static void take_heads(float *to, const float *from, int32_t n_tok, int32_t n_heads,
+                       int32_t head_dim, int32_t begin, int32_t end)
+{
+    size_t n = (size_t)((end - begin) * head_dim);
+    for (int32_t t = 0; t < n_tok; t++) {
+        memcpy(to + (size_t)t * n, from + (t * n_heads + begin) * head_dim, n * sizeof *to);
+    }
+}
+
+/* A rank with query heads [begin, end) of a model: it holds the KV heads that they use, and where
+ * the range begins or ends inside a group it holds a part of what they would share. Every range
+ * gives the bits of all heads together. */
+static void test_head_ranges(int32_t n_kv, int32_t per_kv, int32_t head_dim, enum dtype type)
+{
+    enum { N_TOK = 5, N_ROWS = N_TOK + 1 };
+    static const int32_t fill_slot[N_ROWS] = {1, 1, 1, 1, 0, 1},
+                         fill_row[N_ROWS] = {0, 1, 2, 3, 0, 4};
+    static const int32_t slot[N_TOK] = {1, 0, 1, 1, 1}, pos[N_TOK] = {0, 0, 4, 2, 4};
+    int32_t n_heads = n_kv * per_kv;
+    size_t n_q = (size_t)(N_TOK * n_heads * head_dim), n_k = (size_t)(N_ROWS * n_kv * head_dim);
+    float *q = floats(n_q), *k = floats(n_k), *v = floats(n_k), *whole = floats(n_q);
+    float *own_q = floats(n_q), *own_k = floats(n_k), *own_v = floats(n_k);
+    float *got = floats(n_q), *expected = floats(n_q);
+    for (int i = 0; i < 2; i++) {
+        struct backend *be = i ? &dut : &ref;
+        struct cache all = cache_make(be, type, type, head_dim, n_kv, per_kv);
+        append(be, &all, k, v, fill_slot, fill_row, fill_row, N_ROWS);
+        attention(be, i ? whole : expected, q, &all, slot, pos, pos, N_TOK, n_heads);
+        cache_free(be, &all);
+    }
+    COMPARE(OP_ATTENTION, whole, expected, n_q);
+    for (int32_t begin = 0; begin < n_heads; begin++) {
+        for (int32_t end = begin + 1; end <= n_heads; end++) {
+            int32_t kv_begin = begin / per_kv, kv_end = (end + per_kv - 1) / per_kv;
+            struct cache own = cache_make(&dut, type, type, head_dim, kv_end - kv_begin, per_kv);
+            own.kv.head_in_group = begin % per_kv;
+            take_heads(own_k, k, N_ROWS, n_kv, head_dim, kv_begin, kv_end);
+            take_heads(own_v, v, N_ROWS, n_kv, head_dim, kv_begin, kv_end);
+            take_heads(own_q, q, N_TOK, n_heads, head_dim, begin, end);
+            take_heads(expected, whole, N_TOK, n_heads, head_dim, begin, end);
+            append(&dut, &own, own_k, own_v, fill_slot, fill_row, fill_row, N_ROWS);
+            attention(&dut, got, own_q, &own, slot, pos, pos, N_TOK, end - begin);
+            size_t n = (size_t)(N_TOK * (end - begin) * head_dim);
+            if (!CHECK(memcmp(got, expected, n * sizeof *got) == 0)) {
+                fprintf(stderr, "    heads %d..%d of %d, %d to a KV head\n", begin, end, n_heads,
+                        per_kv);
+            }
+            cache_free(&dut, &own);
+        }
+    }
+    free(q);
+    free(k);
+    free(v);
+    free(whole);
+    free(own_q);
+    free(own_k);
+    free(own_v);
+    free(got);
+    free(expected);
+}
+
 /* Scratch does not follow the position: every step of a long answer would allocate. */
 static void test_no_allocation(void)
 {
     struct backend be = rig_open(dut.ops->name, 2); /* one that has seen nothing yet */
-    struct cache c = cache_make(&be, DT_F32, DT_F16, 32);
+    struct cache c = cache_make(&be, DT_F32, DT_F16, 32, KV_HEADS, 2);
     const int32_t zero = 0;
     struct token_place place = put_place(&be, &zero, &zero, &zero, 1);
     struct tensor q = rig_room(&be, tensor_3d(NULL, DT_F32, 1, 4, 32));
@@ -217,6 +281,10 @@ int cases_attention(void)
     test_attention(DT_F16, DT_F32, 20, 8);
     test_attention(DT_F32, DT_F16, 20, 2);
     test_attention_by_hand();
+    test_head_ranges(2, 3, 20, DT_F32);
+    test_head_ranges(3, 1, 8, DT_F32);
+    test_head_ranges(1, 5, 64, DT_F16);
+    test_head_ranges(2, 7, 32, DT_F16); /* Qwen2-0.5B */
     test_no_allocation();
     printf("attention: %d checks, %d failed\n", check_n_run, check_n_failed);
     return check_n_failed;

@@ -322,7 +322,7 @@ static void test_places(void)
 
     static float cache_k[2 * 2 * 6 * 8], cache_v[2 * 2 * 6 * 8];
     struct kv_layer kv = {tensor_4d(cache_k, DT_F32, 2, 2, 6, 8),
-                          tensor_4d(cache_v, DT_F16, 2, 2, 6, 8)};
+                          tensor_4d(cache_v, DT_F16, 2, 2, 6, 8), 2, 0};
     struct kv_layer bad_kv = kv;
     CHECK_OK(backend_kv_append(&be, &kv, &k, &k, &good));
     CHECK_OK(backend_attention(&be, &y, &q, &kv, &good, 1));
@@ -337,7 +337,23 @@ static void test_places(void)
     bad_kv = kv;
     bad_kv.k.dims[1] = bad_kv.v.dims[1] = 3;
     CHECK_STATUS(backend_attention(&be, &y, &q, &bad_kv, &good, 1), ST_SHAPE,
-                 "4 query heads share 3 KV heads");
+                 "4 query heads, the first at place 0 of 2 that share a KV head, do not go with 3");
+    /* heads per KV head and the place of the first of four: which go with two KV heads */
+    static const int32_t places[][3] = {
+        {2, 0, 1},  {3, 0, 1}, {3, 1, 1}, {3, 2, 1}, {4, 1, 1},  {2, 1, 0},        {4, 0, 0},
+        {5, 0, 0},  {5, 1, 0}, {5, 2, 1}, {1, 0, 0}, {0, 0, 0},  {3, -1, 0},       {3, 3, 0},
+        {-2, 0, 0}, {5, 4, 1}, {5, 5, 0}, {1, 1, 0}, {4, -1, 0}, {INT32_MAX, 0, 0}};
+    for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
+        bad_kv = kv;
+        bad_kv.heads_per_kv = places[i][0];
+        bad_kv.head_in_group = places[i][1];
+        if (places[i][2]) {
+            CHECK_OK(backend_attention(&be, &y, &q, &bad_kv, &good, 1));
+        } else {
+            CHECK_STATUS(backend_attention(&be, &y, &q, &bad_kv, &good, 1), ST_SHAPE,
+                         "4 query heads, the first at place");
+        }
+    }
     CHECK_STATUS(backend_attention(&be, &q, &q, &kv, &good, 1), ST_SHAPE, "the same memory");
     CHECK_STATUS(backend_attention(&be, &k, &q, &kv, &good, 1), ST_SHAPE, "y is F32 (2, 2, 8)");
     place = good;
