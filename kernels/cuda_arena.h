@@ -13,7 +13,7 @@
 
 /* One matrix's place. */
 struct cuda_range {
-    size_t offset, bytes; /* in every plane's address range */
+    size_t offset, bytes;    /* in every plane's address range */
     struct cuda_range *next; /* by offset */
 };
 
@@ -32,8 +32,8 @@ void cuda_arena_close(struct cuda_arena *a);
 MUST_CHECK enum status cuda_arena_place(struct cuda_arena *a, struct cuda_range **out, size_t bytes,
                                         int n_planes);
 /* Memory for plane p, at *address. Errors: ST_NOMEM. */
-MUST_CHECK enum status cuda_arena_commit(struct cuda_arena *a, const struct cuda_range *range, int p,
-                                         void **address);
+MUST_CHECK enum status cuda_arena_commit(struct cuda_arena *a, const struct cuda_range *range,
+                                         int p, void **address);
 void cuda_arena_decommit(struct cuda_arena *a, const struct cuda_range *range, int p);
 const void *cuda_arena_address(const struct cuda_arena *a, const struct cuda_range *range, int p);
 /* No plane of it is committed any more. */

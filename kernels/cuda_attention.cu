@@ -83,8 +83,8 @@ __global__ void k_attention(float *y, const float *q, struct cache_view kv, cons
             float part = 0;
             for (int j = 0; j < n; j++) {
                 size_t row = first + attended_row(begin + j, pos, kv_row);
-                part = fmaf(scores[j], value_at(kv.v, kv.half_v, row * (size_t)head_dim + (size_t)d),
-                            part);
+                part = fmaf(scores[j],
+                            value_at(kv.v, kv.half_v, row * (size_t)head_dim + (size_t)d), part);
             }
             sum[i] = fmaf(sum[i], old, part);
         }
@@ -103,9 +103,9 @@ enum status cuda_attention(struct gpu *g, float *y, const float *q, const struct
         FAIL(ST_UNSUPPORTED, "attention with heads of %d dimensions, the cuda backend has up to %d",
              head_dim, (int)CUDA_MAX_HEAD_DIM);
     }
-    struct cache_view view = {kv->k.data,          kv->v.data,     kv->k.dtype == DT_F16,
-                              kv->v.dtype == DT_F16, kv->k.dims[1],  kv->k.dims[2],
-                              kv->heads_per_kv,    kv->head_in_group};
+    struct cache_view view = {
+        kv->k.data,    kv->v.data,    kv->k.dtype == DT_F16, kv->v.dtype == DT_F16,
+        kv->k.dims[1], kv->k.dims[2], kv->heads_per_kv,      kv->head_in_group};
     const int32_t *slot = (const int32_t *)place->slot.data;
     const int32_t *pos = (const int32_t *)place->pos.data;
     const int32_t *row = (const int32_t *)place->kv_row.data;

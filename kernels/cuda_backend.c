@@ -328,8 +328,8 @@ static enum status cuda_rmsnorm(struct backend *be, struct tensor *y, const stru
 static enum status cuda_layernorm(struct backend *be, struct tensor *y, const struct tensor *x,
                                   const struct tensor *gain, const struct tensor *bias, float eps)
 {
-    return cuda_norm(gpu_of(be), y->data, x->data, gain->data, bias ? bias->data : NULL,
-                     x->dims[0], x->dims[1], eps, true);
+    return cuda_norm(gpu_of(be), y->data, x->data, gain->data, bias ? bias->data : NULL, x->dims[0],
+                     x->dims[1], eps, true);
 }
 
 static enum status cuda_op_rope(struct backend *be, struct tensor *q, struct tensor *k,

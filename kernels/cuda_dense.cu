@@ -67,10 +67,9 @@ __global__ void k_dense_chunk(float *y, const void *w, const float *x, const flo
                 bool inside = col + c < cuts.at[s + 1];
                 size_t row = (size_t)(first_row + line), tok = (size_t)(first_tok + line);
                 size_t at = (size_t)(col + c);
-                weights[line * PITCH + c] =
-                    inside && first_row + line < n_rows
-                        ? weight_at<D>(w, row * (size_t)n_cols + at)
-                        : 0.0f;
+                weights[line * PITCH + c] = inside && first_row + line < n_rows
+                                                ? weight_at<D>(w, row * (size_t)n_cols + at)
+                                                : 0.0f;
                 inputs[line * PITCH + c] =
                     inside && first_tok + line < n_tok ? x[tok * (size_t)n_cols + at] : 0.0f;
             }
@@ -111,9 +110,11 @@ enum status cuda_dense_tokens(struct gpu *g, float *y, const void *w, enum dtype
     unsigned block = ROWS_PER_BLOCK * WARP;
     const struct cuda_cuts parts = *cuts;
     if (dtype == DT_F32) {
-        LAUNCH((k_dense_tokens<DT_F32>), grid, block, g, y, w, x, bias, n_rows, n_cols, n_tok, parts);
+        LAUNCH((k_dense_tokens<DT_F32>), grid, block, g, y, w, x, bias, n_rows, n_cols, n_tok,
+               parts);
     } else if (dtype == DT_F16) {
-        LAUNCH((k_dense_tokens<DT_F16>), grid, block, g, y, w, x, bias, n_rows, n_cols, n_tok, parts);
+        LAUNCH((k_dense_tokens<DT_F16>), grid, block, g, y, w, x, bias, n_rows, n_cols, n_tok,
+               parts);
     } else {
         LAUNCH((k_dense_tokens<DT_BF16>), grid, block, g, y, w, x, bias, n_rows, n_cols, n_tok,
                parts);

@@ -59,8 +59,7 @@ MUST_CHECK enum status cuda_dense_chunk(struct gpu *g, float *y, const void *w, 
 
 /* x (n_tok, n) += parts (n_parts, n_tok, n) in order, + bias (n). */
 MUST_CHECK enum status cuda_add_parts(struct gpu *g, float *x, const float *parts,
-                                      const float *bias, int32_t n_parts, int32_t n_tok,
-                                      int32_t n);
+                                      const float *bias, int32_t n_parts, int32_t n_tok, int32_t n);
 MUST_CHECK enum status cuda_embed(struct gpu *g, float *x, const void *table, enum dtype dtype,
                                   const int32_t *ids, int32_t n_vocab, int32_t n_tok, int32_t n);
 /* bias may be NULL; layer: subtract the mean (layer norm), else RMS norm. */
@@ -73,9 +72,9 @@ MUST_CHECK enum status cuda_rope(struct gpu *g, float *x, const int32_t *pos, co
                                  int32_t head_dim);
 /* from (n_tok, n_heads, head_dim) into cache (n_slots, n_heads, n_rows, head_dim). */
 MUST_CHECK enum status cuda_kv_append(struct gpu *g, void *cache, enum dtype dtype,
-                                      const float *from, const int32_t *slot,
-                                      const int32_t *kv_row, int32_t n_tok, int32_t n_heads,
-                                      int32_t n_rows, int32_t head_dim);
+                                      const float *from, const int32_t *slot, const int32_t *kv_row,
+                                      int32_t n_tok, int32_t n_heads, int32_t n_rows,
+                                      int32_t head_dim);
 /* y, q (n_tok, n_heads, head_dim); head_dim <= CUDA_MAX_HEAD_DIM. */
 MUST_CHECK enum status cuda_attention(struct gpu *g, float *y, const float *q,
                                       const struct kv_layer *kv, const struct token_place *place,
@@ -84,9 +83,9 @@ MUST_CHECK enum status cuda_attention(struct gpu *g, float *y, const float *q,
 MUST_CHECK enum status cuda_activate(struct gpu *g, float *y, const float *gate, const float *up,
                                      size_t n, enum activation act);
 /* out (n_tok, cuts->n) and want (n_tok) in device memory. */
-MUST_CHECK enum status cuda_logit_stats(struct gpu *g, struct logit_stats *out,
-                                        const float *logits, int32_t n_tok, int32_t n,
-                                        int32_t first_id, const struct cuda_cuts *cuts,
+MUST_CHECK enum status cuda_logit_stats(struct gpu *g, struct logit_stats *out, const float *logits,
+                                        int32_t n_tok, int32_t n, int32_t first_id,
+                                        const struct cuda_cuts *cuts,
                                         const struct logit_want *want);
 MUST_CHECK enum status cuda_top_k(struct gpu *g, struct logit_candidate *out, const float *logits,
                                   int32_t n_tok, int32_t n, int32_t first_id, int32_t k);

@@ -54,7 +54,8 @@ __global__ void k_rope(float *x, const int32_t *pos, const float *cosines, const
     float *v = x + ((size_t)blockIdx.y * (size_t)gridDim.x + (size_t)blockIdx.x) * (size_t)head_dim;
     size_t angle = (size_t)pos[blockIdx.y] * (size_t)half;
     for (int i = (int)threadIdx.x; i < half; i += (int)blockDim.x) {
-        float a = v[i], b = v[i + half], c = cosines[angle + (size_t)i], s = sines[angle + (size_t)i];
+        float a = v[i], b = v[i + half], c = cosines[angle + (size_t)i],
+              s = sines[angle + (size_t)i];
         v[i] = fmaf(a, c, -(b * s));
         v[i + half] = fmaf(b, c, a * s);
     }
@@ -126,7 +127,8 @@ template <int ACT> static __device__ __forceinline__ float activation_of(float v
     return 0.5f * v * (1.0f + tanhf(0.79788456080286536f * fmaf(0.044715f * v * v, v, v)));
 }
 
-template <int ACT> __global__ void k_activate(float *y, const float *gate, const float *up, size_t n)
+template <int ACT>
+__global__ void k_activate(float *y, const float *gate, const float *up, size_t n)
 {
     size_t i = (size_t)blockIdx.x * BLOCK + threadIdx.x;
     if (i < n) {

@@ -2,9 +2,9 @@
  * lane every 32nd word of it; a word is 32 columns of one plane and lies in one group. With S_p the
  * sum of x over the columns whose bit p is set and S the sum of all x of the word,
  *     sum w x = offset S + sum_p a_p (2 S_p - S),
- * where a_p is alpha[p] (FREE), scale 2^(b-1-p) / 2 (TIED), or the same of scale and tail (TAIL): the
- * definitions of core/bitplane.h with the sum over columns taken first. LUT weights are looked up.
- * For many tokens (k_nested_chunk): tiles of weights are decoded into shared memory.
+ * where a_p is alpha[p] (FREE), scale 2^(b-1-p) / 2 (TIED), or the same of scale and tail (TAIL):
+ * the definitions of core/bitplane.h with the sum over columns taken first. LUT weights are looked
+ * up. For many tokens (k_nested_chunk): tiles of weights are decoded into shared memory.
  * SPDX-License-Identifier: Apache-2.0
  */
 #include "kernels/cuda_kernels.h"
@@ -30,8 +30,7 @@ static __device__ __forceinline__ float plane_step(const struct cuda_matrix *w, 
 static __device__ __forceinline__ float level_offset(const struct cuda_matrix *w, int b, int row,
                                                      int group)
 {
-    return half_to_float(
-        w->level[b].offset[(size_t)row * (size_t)w->n_groups + (size_t)group]);
+    return half_to_float(w->level[b].offset[(size_t)row * (size_t)w->n_groups + (size_t)group]);
 }
 
 /* Sum over one word's columns of weight times x, at b bits. x: the token's, at the first column. */
@@ -97,8 +96,9 @@ __global__ void k_nested_tokens(float *y, struct cuda_matrix w, const uint8_t *b
             int n_cols = w.n_cols - col < WORD ? w.n_cols - col : WORD;
             for (int t = 0; t < T; t++) {
                 if (b[t] > 0) {
-                    sum[t] += word_product(&w, planes, b[t], row, group,
-                                           x + (size_t)(first + t) * (size_t)w.n_cols + col, n_cols);
+                    sum[t] +=
+                        word_product(&w, planes, b[t], row, group,
+                                     x + (size_t)(first + t) * (size_t)w.n_cols + col, n_cols);
                 }
             }
         }
@@ -182,8 +182,9 @@ __global__ void k_nested_chunk(float *y, struct cuda_matrix w, const uint8_t *bi
                 weights[line * PITCH + c] =
                     row_inside ? decode_weight(&w, b, first_row + line, col + c) : 0.0f;
                 inputs[line * PITCH + c] =
-                    tok_inside ? x[(size_t)(first_tok + line) * (size_t)w.n_cols + (size_t)(col + c)]
-                               : 0.0f;
+                    tok_inside
+                        ? x[(size_t)(first_tok + line) * (size_t)w.n_cols + (size_t)(col + c)]
+                        : 0.0f;
             }
             __syncthreads();
             for (int c = 0; c < TILE_COLS; c++) {
@@ -223,7 +224,8 @@ enum status cuda_nested_chunk(struct gpu *g, float *y, const struct cuda_matrix 
     const struct cuda_cuts parts = *cuts;
     for (int b = 1; b <= BITS_MAX; b++) {
         if (bits_used >> b & 1) {
-            LAUNCH(k_nested_chunk, grid, TILE_THREADS, g, y, matrix, bits, b, x, bias, n_tok, parts);
+            LAUNCH(k_nested_chunk, grid, TILE_THREADS, g, y, matrix, bits, b, x, bias, n_tok,
+                   parts);
             TRY(gpu_launched(g, "k_nested_chunk"));
         }
     }

@@ -359,8 +359,9 @@ extern "C" enum status gpu_open(struct gpu *g, int device)
     memset(g, 0, sizeof *g);
     snprintf(g->name, sizeof g->name, "emulated");
     snprintf(g->arch, sizeof g->arch, "emulated");
+    g->impl = &fibers;
     g->n_processors = 4;
-    g->page_bytes = (size_t)sysconf(_SC_PAGESIZE);
+    g->page_bytes = (size_t)2 << 20;
     error_text[0] = '\0';
     return ST_OK;
 }
@@ -372,7 +373,8 @@ extern "C" void gpu_close(struct gpu *g)
 
 extern "C" enum status gpu_alloc(struct gpu *g, void **out, size_t bytes)
 {
-    size_t page = g->page_bytes, room = (bytes + 15) / 16 * 16;
+    (void)g;
+    size_t page = (size_t)sysconf(_SC_PAGESIZE), room = (bytes + 15) / 16 * 16;
     if (bytes > SIZE_MAX / 2) {
         FAIL(ST_NOMEM, "the GPU has no %zu bytes", bytes);
     }

@@ -413,7 +413,7 @@ int main(void)
     static const enum level_kind kind[BITS_ALL] = {
         [2] = LEVEL_TIED, [3] = LEVEL_FREE, [4] = LEVEL_LUT};
     struct rig_rng rng = {RIG_SEED};
-    kernels_register_all();
+    rig_register();
     test_registry();
     test_registry_invariants();
     rig_matrix_make(&source, &rng, 8, 64, 32, 4, kind);

@@ -341,7 +341,7 @@ static void test_no_allocation(struct backend *be)
 int main(void)
 {
     printf("seed %d\n", RIG_SEED);
-    kernels_register_all();
+    rig_register();
     for (int i = 0; i < N_BACKENDS; i++) {
         struct backend be = rig_open(backends[i], 2);
         printf("%s (%s)\n", backends[i], be.ops->arithmetic(&be));

@@ -540,7 +540,7 @@ static void test_nested_by_hand(void)
 int main(int argc, char **argv)
 {
     const char *name = argc == 3 && strcmp(argv[1], "--backend") == 0 ? argv[2] : "cpu";
-    kernels_register_all();
+    rig_register();
     kernels_register_all(); /* a second time does nothing */
     const struct backend_options options = {.n_threads = 2, .device = -1};
     enum status st = backend_open(&dut, strcmp(name, "cpu/scalar") == 0 ? "cpu" : name, &options);
