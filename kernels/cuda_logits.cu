@@ -8,42 +8,40 @@
 
 enum { BLOCK = 256, N_WARPS = BLOCK / WARP };
 
-/* A value and who has it; -1: nobody. */
-struct best {
-    float value;
-    int32_t at;
-};
+/* A value and who has it in one word that orders as they do: larger values first, then lower
+ * places. 0: nobody. */
+typedef unsigned long long best_t;
 
-static __device__ __forceinline__ bool is_better(float v, int32_t at, float than, int32_t than_at)
+static __device__ __forceinline__ best_t best_of(float v, int32_t at)
 {
-    return at >= 0 && (than_at < 0 || v > than || (v == than && at < than_at));
+    uint32_t bits = __float_as_uint(v + 0.0f); /* -0 is 0 */
+    bits = bits >> 31 ? ~bits : bits | 0x80000000u;
+    return (best_t)bits << 32 | (0x7fffffffu - (uint32_t)at);
+}
+
+static __device__ __forceinline__ int32_t place_of(best_t b)
+{
+    return b ? (int32_t)(0x7fffffffu - (uint32_t)b) : -1;
+}
+
+static __device__ __forceinline__ best_t better(best_t a, best_t b)
+{
+    return a > b ? a : b;
 }
 
 /* The best of a block in every thread. */
-static __device__ struct best block_best(struct best b, shared_ptr_of(float) values,
-                                         shared_ptr_of(int32_t) places)
+static __device__ best_t block_best(best_t b, shared_ptr_of(best_t) parts)
 {
     for (int d = WARP / 2; d > 0; d /= 2) {
-        float v = __shfl_xor_sync(ALL_LANES, b.value, d);
-        int32_t at = __shfl_xor_sync(ALL_LANES, b.at, d);
-        if (is_better(v, at, b.value, b.at)) {
-            b.value = v;
-            b.at = at;
-        }
+        b = better(b, __shfl_xor_sync(ALL_LANES, b, d));
     }
     __syncthreads();
     if (threadIdx.x % WARP == 0) {
-        values[(int)threadIdx.x / WARP] = b.value;
-        places[(int)threadIdx.x / WARP] = b.at;
+        parts[(int)threadIdx.x / WARP] = b;
     }
     __syncthreads();
     for (int i = 0; i < N_WARPS; i++) {
-        float v = values[i];
-        int32_t at = places[i];
-        if (is_better(v, at, b.value, b.at)) {
-            b.value = v;
-            b.at = at;
-        }
+        b = better(b, parts[i]);
     }
     return b;
 }
@@ -84,66 +82,61 @@ static __device__ float gumbel_noise(const uint64_t key[2], int32_t id)
     return (float)-log(-log(u));
 }
 
+/* Logits that are not numbers, and -inf, never win. */
 __global__ void k_logit_stats(struct logit_stats *out, const float *logits, int n, int first_id,
                               struct cuda_cuts cuts, const struct logit_want *wants)
 {
-    SHARED(float, values, N_WARPS);
-    SHARED(int32_t, places, N_WARPS);
+    SHARED(best_t, bests, N_WARPS);
     SHARED(double, parts, N_WARPS);
     int part = (int)blockIdx.x, tok = (int)blockIdx.y;
     int begin = cuts.at[part], end = cuts.at[part + 1];
     const float *l = logits + (size_t)tok * (size_t)n;
     const struct logit_want *want = wants + tok;
-    struct best max = {-INFINITY, -1}, second = {-INFINITY, -1}, pick = {-INFINITY, -1};
+    best_t first = 0, second = 0, pick = 0;
     for (int i = begin + (int)threadIdx.x; i < end; i += BLOCK) {
-        if (l[i] > max.value) { /* logits that are not numbers, and -inf, never win */
-            max.value = l[i];
-            max.at = i;
-        }
+        first = l[i] > -INFINITY ? better(first, best_of(l[i], i)) : first;
     }
-    max = block_best(max, values, places);
+    first = block_best(first, bests);
+    int at = place_of(first);
+    float max = at < 0 ? -INFINITY : l[at];
     bool sampled = want->temperature > 0 && !want->restricted;
     double sum = 0, sum_l = 0, sum_t = 0;
     float inverse_t = sampled ? 1.0f / want->temperature : 0.0f;
     for (int i = begin + (int)threadIdx.x; i < end; i += BLOCK) {
-        double d = (double)l[i] - (double)max.value, e = exp(d);
+        double d = (double)l[i] - (double)max, e = exp(d);
         sum += e;
         sum_l += e > 0 ? e * d : 0.0;
         if (want->restricted) {
             sum_t += exp(d / (double)want->temperature);
         }
-        if (i != max.at && l[i] > second.value) {
-            second.value = l[i];
-            second.at = i;
+        if (i != at && l[i] > -INFINITY) {
+            second = better(second, best_of(l[i], i));
         }
         if (sampled) {
             float score = l[i] * inverse_t + gumbel_noise(want->key, first_id + i);
-            if (score > pick.value) {
-                pick.value = score;
-                pick.at = i;
-            }
+            pick = score > -INFINITY ? better(pick, best_of(score, i)) : pick;
         }
     }
     sum = block_total(sum, parts);
     sum_l = block_total(sum_l, parts);
     sum_t = block_total(sum_t, parts);
-    second = block_best(second, values, places);
-    pick = block_best(pick, values, places);
+    int second_at = place_of(block_best(second, bests));
+    int pick_at = sampled ? place_of(block_best(pick, bests)) : at;
     if (threadIdx.x == 0) {
         struct logit_stats s;
         int target = want->target - first_id;
-        s.max = max.value;
-        s.second = second.value;
-        s.argmax = max.at < 0 ? -1 : first_id + max.at;
+        s.max = max;
+        s.second = second_at < 0 ? -INFINITY : l[second_at];
+        s.argmax = at < 0 ? -1 : first_id + at;
         s.sum_exp = (float)sum;
         s.sum_exp_l = (float)sum_l;
         s.target = want->target >= 0 && target >= begin && target < end ? l[target] : -INFINITY;
-        if (!sampled) {
-            pick = max;
+        s.pick = pick_at < 0 ? -1 : first_id + pick_at;
+        s.pick_logit = pick_at < 0 ? -INFINITY : l[pick_at];
+        s.pick_score = s.pick_logit;
+        if (sampled && pick_at >= 0) {
+            s.pick_score = l[pick_at] * inverse_t + gumbel_noise(want->key, s.pick);
         }
-        s.pick_score = pick.value;
-        s.pick = pick.at < 0 ? -1 : first_id + pick.at;
-        s.pick_logit = pick.at < 0 ? -INFINITY : l[pick.at];
         s.sum_exp_t = sum_t;
         out[(size_t)tok * (size_t)cuts.n + (size_t)part] = s;
     }
@@ -153,30 +146,21 @@ __global__ void k_logit_stats(struct logit_stats *out, const float *logits, int 
 __global__ void k_top_k(struct logit_candidate *out, const float *logits, int n, int first_id,
                         int k)
 {
-    SHARED(float, values, N_WARPS);
-    SHARED(int32_t, places, N_WARPS);
+    SHARED(best_t, bests, N_WARPS);
     const float *l = logits + (size_t)blockIdx.x * (size_t)n;
-    struct best last = {INFINITY, -1};
+    best_t last = ~(best_t)0;
     for (int j = 0; j < k; j++) {
-        struct best b = {-INFINITY, -1};
-        for (int i = (int)threadIdx.x; i < n; i += BLOCK) {
-            bool behind = l[i] < last.value || (l[i] == last.value && i > last.at);
-            if (behind && is_better(l[i], i, b.value, b.at)) {
-                b.value = l[i];
-                b.at = i;
-            }
+        best_t b = 0;
+        for (int i = (int)threadIdx.x; i < n && last; i += BLOCK) {
+            best_t mine = l[i] == l[i] ? best_of(l[i], i) : 0;
+            b = mine < last ? better(b, mine) : b;
         }
-        b = block_best(b, values, places);
+        last = last ? block_best(b, bests) : 0; /* 0: nothing is left */
         if (threadIdx.x == 0) {
             struct logit_candidate *to = out + (size_t)blockIdx.x * (size_t)k + j;
-            to->logit = b.at < 0 ? -INFINITY : b.value;
-            to->id = b.at < 0 ? -1 : first_id + b.at;
-        }
-        if (b.at < 0) { /* nothing is behind: the rest stays empty, too */
-            last.value = -INFINITY;
-            last.at = n;
-        } else {
-            last = b;
+            int at = place_of(last);
+            to->logit = at < 0 ? -INFINITY : l[at];
+            to->id = at < 0 ? -1 : first_id + at;
         }
     }
 }

@@ -57,12 +57,13 @@ struct thread {
 /* Meeting of a warp: values of one generation are kept while those of the next come in. */
 struct warp {
     uint64_t value[2][WARP_SIZE];
-    unsigned generation, arrived, mask;
+    unsigned generation, arrived, mask, done; /* done: lanes that have ended */
     const void *place;
     unsigned synced; /* number of __syncwarp so far */
 };
 
 struct block {
+    uint64_t serial; /* 1, 2, ... over all launches */
     dim3 index, dim, grid;
     int n_threads, n_done, n_at_barrier;
     unsigned barriers; /* passed so far */
@@ -82,13 +83,6 @@ void sync_warp(unsigned mask, const void *place);
 void launch(dim3 grid, dim3 dim, const std::function<void()> &kernel);
 /* Seed of the order of blocks and threads from now on. */
 void set_seed(uint64_t seed);
-
-/* A shared array; at the start of every block all of them forget what they held. */
-struct shared_base {
-    shared_base *next;
-    shared_base();
-    virtual void forget() = 0;
-};
 
 /* Who touched one element of a shared array last. */
 struct touch {
@@ -184,24 +178,25 @@ template <typename T> struct shared_ptr {
     }
 };
 
-template <typename T, long N> struct shared_array : shared_base {
+/* At its first use in a block it forgets what it held. */
+template <typename T, long N> struct shared_array {
     const char *name;
+    uint64_t block; /* of the last use */
     T values[N];
     history past[N];
 
-    explicit shared_array(const char *text) : name(text)
+    explicit shared_array(const char *text) : name(text), block(0)
     {
-        forget();
-    }
-    void forget() override
-    {
-        memset((void *)values, 0xff, sizeof values); /* NaN */
-        for (long i = 0; i < N; i++) {
-            past[i].write.thread = past[i].read.thread = past[i].read_before.thread = -1;
-        }
     }
     operator shared_ptr<T>()
     {
+        if (block != now.serial) {
+            block = now.serial;
+            memset((void *)values, 0xff, sizeof values); /* NaN */
+            for (long i = 0; i < N; i++) {
+                past[i].write.thread = past[i].read.thread = past[i].read_before.thread = -1;
+            }
+        }
         return {values, past, name, 0, N};
     }
     element<T> operator[](long i)

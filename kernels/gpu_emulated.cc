@@ -50,12 +50,6 @@ static size_t own_stack_bytes;
 static const std::function<void()> *body;
 static uint64_t random_state = 1;
 static char error_text[ERROR_BYTES];
-static shared_base *shared_arrays;
-
-shared_base::shared_base() : next(shared_arrays)
-{
-    shared_arrays = this;
-}
 
 void set_seed(uint64_t seed)
 {
@@ -117,6 +111,7 @@ static void enter()
     __sanitizer_finish_switch_fiber(NULL, &own_stack, &own_stack_bytes);
     (*body)();
     self->done = true;
+    now.warps[self->id / WARP_SIZE].done |= 1u << lane();
     __sanitizer_start_switch_fiber(NULL, own_stack, own_stack_bytes);
     _longjmp(scheduler, CAME_BACK);
 }
@@ -182,11 +177,9 @@ static unsigned meet(unsigned mask, uint64_t value, const void *place, bool orde
     } else if (w->place != place || w->mask != mask) {
         fail("thread %d is at another warp operation than the lanes before it", self->id);
     }
-    for (int i = 0; i < n_lanes; i++) {
-        if (mask >> i & 1 && fibers[first + i].thread.done) {
-            fail("thread %d is at a warp operation that thread %d has passed by and ended",
-                 self->id, first + i);
-        }
+    if (mask & w->done) {
+        fail("thread %d is at a warp operation that thread %d has passed by and ended", self->id,
+             first + __builtin_ctz(mask & w->done));
     }
     unsigned mine = w->generation;
     w->value[mine & 1][lane()] = value;
@@ -267,7 +260,9 @@ static bool run_block()
 
 static void begin_block(dim3 index, dim3 grid, dim3 dim)
 {
+    static uint64_t serial;
     memset((void *)&now, 0, sizeof now);
+    now.serial = ++serial;
     now.index = index;
     now.grid = grid;
     now.dim = dim;
@@ -277,9 +272,6 @@ static void begin_block(dim3 index, dim3 grid, dim3 dim)
         fibers[i].begun = false;
         fibers[i].thread = {i, dim3(t % dim.x, t / dim.x % dim.y, t / (dim.x * dim.y)), false,
                             NULL};
-    }
-    for (shared_base *s = shared_arrays; s; s = s->next) {
-        s->forget();
     }
 }
 
@@ -361,7 +353,7 @@ extern "C" enum status gpu_open(struct gpu *g, int device)
     snprintf(g->arch, sizeof g->arch, "emulated");
     g->impl = &fibers;
     g->n_processors = 4;
-    g->page_bytes = (size_t)2 << 20;
+    g->page_bytes = (size_t)64 << 10;
     error_text[0] = '\0';
     return ST_OK;
 }
