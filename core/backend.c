@@ -235,10 +235,11 @@ static enum status check_product(const char *op, const struct tensor *y, int32_t
         FAIL(ST_SHAPE, "%s: product %d, expected ONE, SLOTS or CHUNK", op, (int)how->product);
     }
     TRY(check_cuts(op, how->cut, how->n_segments, n_cols, unit));
-    if (how->n_segments == 1 && y->n_dims == 2) {
+    int32_t n_parts = how->add_up ? 1 : how->n_segments;
+    if (n_parts == 1 && y->n_dims == 2) {
         TRY(expect_2d(op, "y", y, F32_ONLY, x->dims[0], n_rows));
     } else {
-        TRY(expect_3d(op, "y", y, F32_ONLY, how->n_segments, x->dims[0], n_rows));
+        TRY(expect_3d(op, "y", y, F32_ONLY, n_parts, x->dims[0], n_rows));
     }
     TRY(expect_apart(op, y, x));
     if (bias) {

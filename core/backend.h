@@ -54,13 +54,15 @@ enum product {
     PRODUCT_CHUNK  /* prefill */
 };
 
-/* Segments are column ranges whose f32 partial sums are kept apart, so that ranks can add them in
- * one order whatever their number. Column cut[s]..cut[s + 1] is segment s; cuts lie at multiples of
- * group_cols for a nested matrix. n_segments = 1 (and cut NULL): the whole row. */
+/* Segments are column ranges with an f32 partial sum each, so that ranks can add them in one order
+ * whatever their number. Column cut[s]..cut[s + 1] is segment s; cuts lie at multiples of
+ * group_cols for a nested matrix. n_segments = 1 (and cut NULL): the whole row. The partial sums
+ * are kept apart, or added up in f32 in their order, ((s0 + s1) + s2) + ... */
 struct how {
     enum product product;
     int32_t n_segments;
     const int32_t *cut; /* (n_segments + 1), host; NULL when n_segments is 1 */
+    bool add_up;
     uint32_t bits_used; /* host copy: bit b is set when precision b occurs in bits */
 };
 
@@ -216,9 +218,9 @@ void backend_planes_drop(struct backend *be, struct nested_matrix *w, int keep);
 
 /* Partial sums of y = W[0..bits) x (+ bias), each token at its own bits.
  * Shapes: x (n_tok, w->n_cols) F32; y (how->n_segments, n_tok, w->n_rows) F32, or (n_tok,
- *         w->n_rows) when n_segments is 1; bits (n_tok) U8; bias (w->n_rows) F32 or NULL, only
- *         with one segment.
- * Errors: ST_SHAPE, ST_UNSUPPORTED (a precision in how->bits_used is not resident or not held). */
+ *         w->n_rows) when n_segments is 1 or they are added up; bits (n_tok) U8; bias (w->n_rows)
+ * F32 or NULL, only with one segment. Errors: ST_SHAPE, ST_UNSUPPORTED (a precision in
+ * how->bits_used is not resident or not held). */
 MUST_CHECK enum status backend_matmul_nested(struct backend *be, struct tensor *y,
                                              const struct nested_matrix *w,
                                              const struct tensor *bits, const struct tensor *x,

@@ -24,7 +24,7 @@ struct decoder {
     float *q, *att;                     /* (R, n_heads_local, head_dim) */
     float *k, *v;                       /* (R, n_kv_heads_local, head_dim) */
     float *gate, *up;                   /* (R, ffn_local) */
-    float *parts;                       /* (segments of all ranks, R, hidden) partial sums */
+    float *parts;                       /* (parts of all ranks, R, hidden) partial sums */
     float *logits;                      /* (R, n_vocab_local) */
     int32_t *ids, *slot, *pos, *kv_row; /* (R) */
     uint8_t *bits;                      /* (n_layers * M_N_ROLES + 1, R) */
@@ -54,6 +54,14 @@ static void *cut(char *base, size_t *used, size_t n, size_t size)
     return piece;
 }
 
+/* Where the partial sums of rank r begin among those of all ranks; r = size: how many there are.
+ * The first rank's segments come first in the order of all, so that it adds them up in the product;
+ * the others' are kept apart. */
+static int32_t part_at(const struct segment_share *share, int32_t size, int32_t r)
+{
+    return r == 0 ? 0 : 1 + split_at(share->total, size, r) - split_at(share->total, size, 1);
+}
+
 static size_t lay_out(struct decoder *d, char *base)
 {
     const struct model_config *c = &d->w->config;
@@ -62,7 +70,9 @@ static size_t lay_out(struct decoder *d, char *base)
     size_t heads = (size_t)(s->head_end - s->head_begin), kv = (size_t)(s->kv_end - s->kv_begin);
     size_t ffn = (size_t)(s->ffn_end - s->ffn_begin),
            vocab = (size_t)(s->vocab_end - s->vocab_begin);
-    size_t segments = (size_t)(s->attn.total > s->mlp.total ? s->attn.total : s->mlp.total);
+    int32_t attn_parts = part_at(&s->attn, s->size, s->size);
+    int32_t mlp_parts = part_at(&s->mlp, s->size, s->size);
+    size_t parts = (size_t)(attn_parts > mlp_parts ? attn_parts : mlp_parts);
     d->x = cut(base, &used, r * hidden, sizeof(float));
     d->h = cut(base, &used, r * hidden, sizeof(float));
     d->q = cut(base, &used, r * heads * hd, sizeof(float));
@@ -71,7 +81,7 @@ static size_t lay_out(struct decoder *d, char *base)
     d->v = cut(base, &used, r * kv * hd, sizeof(float));
     d->gate = cut(base, &used, model_has_role(c, M_GATE) ? r * ffn : 0, sizeof(float));
     d->up = cut(base, &used, r * ffn, sizeof(float));
-    d->parts = cut(base, &used, segments * r * hidden, sizeof(float));
+    d->parts = cut(base, &used, parts * r * hidden, sizeof(float));
     d->logits = cut(base, &used, r * vocab, sizeof(float));
     d->ids = cut(base, &used, r, sizeof(int32_t));
     d->slot = cut(base, &used, r, sizeof(int32_t));
@@ -229,17 +239,16 @@ static enum status multiply(struct decoder *d, const struct pass *p, const struc
     int32_t n_rows = l->is_nested ? l->nested.n_rows : l->dense.dims[0];
     int32_t n_cols = l->is_nested ? l->nested.n_cols : l->dense.dims[1];
     int32_t n_segments = share ? share->end - share->begin : 1;
+    bool add_up = share && share->begin == 0;
     struct how how = {.product = p->product,
                       .n_segments = n_segments,
                       .cut = n_segments > 1 ? share->cut : NULL,
+                      .add_up = add_up,
                       .bits_used = d->bits_used[m]};
     struct tensor tx = tensor_2d(x + (size_t)first * (size_t)n_cols, DT_F32, n_tok, n_cols);
-    struct tensor ty = tensor_3d(y, DT_F32, n_segments, n_tok, n_rows);
+    struct tensor ty = tensor_3d(y, DT_F32, add_up ? 1 : n_segments, n_tok, n_rows);
     struct tensor bits = tensor_1d(d->bits + (size_t)m * (size_t)d->rows + first, DT_U8, n_tok);
     const struct tensor *bias = !share && l->bias.data ? &l->bias : NULL;
-    if (n_segments == 1) {
-        ty = tensor_2d(y, DT_F32, n_tok, n_rows);
-    }
     if (l->is_nested) {
         return backend_matmul_nested(d->be, &ty, &l->nested, &bits, &tx, bias, &how);
     }
@@ -250,7 +259,8 @@ static enum status multiply(struct decoder *d, const struct pass *p, const struc
 static float *own_parts(const struct decoder *d, const struct pass *p,
                         const struct segment_share *share)
 {
-    return d->parts + (size_t)share->begin * (size_t)p->n_tok * (size_t)d->w->config.hidden;
+    size_t at = (size_t)part_at(share, d->coll->size, d->coll->rank);
+    return d->parts + at * (size_t)p->n_tok * (size_t)d->w->config.hidden;
 }
 
 /* x += the sum over all segments of all ranks, in segment order, and the bias of the product. */
@@ -258,21 +268,22 @@ static enum status add_segments(struct decoder *d, const struct pass *p, const s
                                 const struct segment_share *share)
 {
     const struct tensor *bias = l->bias.data ? &l->bias : NULL;
-    int32_t hidden = d->w->config.hidden, own = share->end - share->begin;
+    int32_t hidden = d->w->config.hidden, size = d->coll->size, rank = d->coll->rank;
+    int32_t n_all = part_at(share, size, size);
+    int32_t own = part_at(share, size, rank + 1) - part_at(share, size, rank);
     struct tensor x = tensor_2d(d->x, DT_F32, p->n_tok, hidden);
-    struct tensor all = tensor_3d(d->parts, DT_F32, share->total, p->n_tok, hidden);
-    if (d->coll->size == 1) {
+    struct tensor all = tensor_3d(d->parts, DT_F32, n_all, p->n_tok, hidden);
+    if (size == 1) {
         return backend_add_parts(d->be, &x, &all, bias);
     }
     struct tensor parts = tensor_3d(own_parts(d, p, share), DT_F32, own, p->n_tok, hidden);
     TRY(backend_sync(d->be));
-    if (share->total == d->coll->size) { /* one segment each: rank order is segment order */
+    if (n_all == size) { /* one each: rank order is segment order */
         TRY(collective_all_reduce_sum(d->coll, &parts));
         return backend_add_parts(d->be, &x, &parts, bias);
     }
-    for (int r = 0; r < d->coll->size; r++) {
-        int32_t n =
-            split_at(share->total, d->coll->size, r + 1) - split_at(share->total, d->coll->size, r);
+    for (int32_t r = 0; r < size; r++) {
+        int32_t n = part_at(share, size, r + 1) - part_at(share, size, r);
         d->counts[r] = (size_t)n * (size_t)p->n_tok * (size_t)hidden;
     }
     TRY(collective_all_gather(d->coll, &all, &parts, d->counts));

@@ -13,7 +13,7 @@
 #include "core/sampler.h"
 #include "kernels/kernels.h"
 
-enum { MAX_THREADS = 1024 };
+enum { MAX_THREADS = 1024, SUM_BLOCK = 128 };
 
 static enum status cpu_open(struct backend *be, const struct backend_options *options)
 {
@@ -60,6 +60,13 @@ size_t cpu_scratch_width(size_t n_floats)
     return (n_floats + 31) / 32 * 32;
 }
 
+static void add_floats(float *to, const float *from, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        to[i] += from[i];
+    }
+}
+
 static enum status cpu_add_parts(struct backend *be, struct tensor *x, const struct tensor *parts,
                                  const struct tensor *bias)
 {
@@ -67,19 +74,20 @@ static enum status cpu_add_parts(struct backend *be, struct tensor *x, const str
     size_t n_tok = (size_t)x->dims[0], n = (size_t)x->dims[1], all = n_tok * n;
     size_t n_parts = parts->n_dims == 3 ? (size_t)parts->dims[0] : 1;
     const float *part = parts->data, *b = bias ? bias->data : NULL;
-    /* The order is fixed to the bit by the header: part by part, then the bias, then x. */
+    /* The order is fixed to the bit by the header: part by part, then the bias, then x. A block of
+     * sums at a time, so that neighbours are added together. */
     for (size_t t = 0; t < n_tok; t++) {
-        float *to = (float *)x->data + t * n;
-        const float *from = part + t * n;
-        for (size_t i = 0; i < n; i++) {
-            float sum = from[i];
+        for (size_t begin = 0; begin < n; begin += SUM_BLOCK) {
+            size_t n_now = n - begin < SUM_BLOCK ? n - begin : SUM_BLOCK;
+            float *to = (float *)x->data + t * n + begin, sum[SUM_BLOCK];
+            memcpy(sum, part + t * n + begin, n_now * sizeof *sum);
             for (size_t p = 1; p < n_parts; p++) {
-                sum += from[p * all + i];
+                add_floats(sum, part + p * all + t * n + begin, n_now);
             }
             if (b) {
-                sum += b[i];
+                add_floats(sum, b + begin, n_now);
             }
-            to[i] += sum;
+            add_floats(to, sum, n_now);
         }
     }
     return ST_OK;

@@ -61,6 +61,36 @@ int cpu_threads(const struct cpu *cpu, size_t work);
 /* Rounded up so that threads do not share cache lines. */
 size_t cpu_scratch_width(size_t n_floats);
 
+/* Where the sums of a product go. */
+struct cpu_output {
+    float *y;          /* (n_segments or 1, n_tok, n_rows) */
+    const float *bias; /* (n_rows); NULL: none */
+    size_t n_tok, n_rows;
+    bool add_up;
+};
+
+static inline struct cpu_output cpu_output(struct tensor *y, const struct tensor *x,
+                                           const struct tensor *bias, const struct how *how)
+{
+    return (struct cpu_output){.y = y->data,
+                               .bias = bias ? bias->data : NULL,
+                               .n_tok = (size_t)x->dims[0],
+                               .n_rows = (size_t)y->dims[y->n_dims - 1],
+                               .add_up = how->add_up};
+}
+
+/* One segment's sum; a row's segments come in order. */
+static inline void cpu_store(const struct cpu_output *out, int32_t segment, size_t token,
+                             int32_t row, float sum)
+{
+    size_t at = (out->add_up ? token : (size_t)segment * out->n_tok + token) * out->n_rows;
+    float *to = out->y + at + (size_t)row;
+    if (out->bias) {
+        sum += out->bias[row];
+    }
+    *to = out->add_up && segment > 0 ? *to + sum : sum;
+}
+
 /* Slots of struct backend_ops. */
 MUST_CHECK enum status cpu_planes_load(struct backend *be, struct nested_matrix *w,
                                        const struct nested_source *src,

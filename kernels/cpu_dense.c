@@ -10,19 +10,12 @@
 struct pass {
     const struct cpu_isa *isa;
     const struct tensor *w;
-    const float *x, *bias; /* bias NULL: none */
-    float *y;
+    const float *x;
     size_t n_tok;
     const int32_t *cut;
     int32_t n_segments;
+    struct cpu_output out;
 };
-
-static void store(const struct pass *pass, int32_t segment, size_t token, int32_t row, float sum)
-{
-    size_t at = (size_t)segment * pass->n_tok + token;
-    size_t n_rows = (size_t)pass->w->dims[0];
-    pass->y[at * n_rows + (size_t)row] = pass->bias ? sum + pass->bias[row] : sum;
-}
 
 static void row_for_one(const struct pass *pass, int32_t r, const char *row)
 {
@@ -30,7 +23,7 @@ static void row_for_one(const struct pass *pass, int32_t r, const char *row)
     for (int32_t s = 0; s < pass->n_segments; s++) {
         int32_t begin = pass->cut[s], n = pass->cut[s + 1] - begin;
         const char *w = row + (size_t)begin * value_bytes;
-        store(pass, s, 0, r, pass->isa->dot(w, pass->w->dtype, pass->x + begin, n));
+        cpu_store(&pass->out, s, 0, r, pass->isa->dot(w, pass->w->dtype, pass->x + begin, n));
     }
 }
 
@@ -52,7 +45,7 @@ static void row_for_many(const struct pass *pass, int32_t r, const char *row, fl
             }
             pass->isa->dots(sum, weights + pass->cut[s], x, n, pass->cut[s + 1] - pass->cut[s]);
             for (int j = 0; j < n; j++) {
-                store(pass, s, t + (size_t)j, r, sum[j]);
+                cpu_store(&pass->out, s, t + (size_t)j, r, sum[j]);
             }
         }
     }
@@ -71,11 +64,10 @@ enum status cpu_matmul_dense(struct backend *be, struct tensor *y, const struct 
         .isa = cpu->isa,
         .w = w,
         .x = x->data,
-        .bias = bias ? bias->data : NULL,
-        .y = y->data,
         .n_tok = (size_t)x->dims[0],
         .cut = how->cut ? how->cut : whole,
         .n_segments = how->n_segments,
+        .out = cpu_output(y, x, bias, how),
     };
     size_t row_bytes = (size_t)w->dims[1] * dtype_bytes(w->dtype);
     int n_threads = cpu_threads(cpu, tensor_count(w) * pass.n_tok);

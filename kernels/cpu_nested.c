@@ -138,11 +138,11 @@ struct pass {
     const struct cpu_isa *isa;
     const struct nested_matrix *w;
     const uint8_t *bits;
-    const float *x, *bias; /* bias NULL: none */
-    float *y;
+    const float *x;
     size_t n_tok;
     const int32_t *cut;
     int32_t n_segments;
+    struct cpu_output out;
     size_t n_of[BITS_ALL]; /* tokens of each precision */
 };
 
@@ -163,12 +163,6 @@ static struct nested_row row_at(const struct nested_matrix *w, int32_t row, int 
     return out;
 }
 
-static void store(const struct pass *pass, int32_t segment, size_t token, int32_t row, float sum)
-{
-    size_t at = (size_t)segment * pass->n_tok + token;
-    pass->y[at * (size_t)pass->w->n_rows + (size_t)row] = pass->bias ? sum + pass->bias[row] : sum;
-}
-
 /* The only token of its precision: decoded weights never leave the registers. */
 static void row_for_one(const struct pass *pass, const struct nested_row *row, int32_t r)
 {
@@ -179,7 +173,7 @@ static void row_for_one(const struct pass *pass, const struct nested_row *row, i
     for (int32_t s = 0; s < pass->n_segments; s++) {
         int32_t begin = pass->cut[s], n = pass->cut[s + 1] - begin;
         const float *x = pass->x + t * n_cols + (size_t)begin;
-        store(pass, s, t, r, pass->isa->dot_nested(row, begin, x, n));
+        cpu_store(&pass->out, s, t, r, pass->isa->dot_nested(row, begin, x, n));
     }
 }
 
@@ -209,7 +203,7 @@ static void row_for_many(const struct pass *pass, const struct nested_row *row, 
             }
             pass->isa->dots(sum, weights + pass->cut[s], x, n, pass->cut[s + 1] - pass->cut[s]);
             for (int j = 0; j < n; j++) {
-                store(pass, s, token[j], r, sum[j]);
+                cpu_store(&pass->out, s, token[j], r, sum[j]);
             }
         }
     }
@@ -243,11 +237,10 @@ enum status cpu_matmul_nested(struct backend *be, struct tensor *y, const struct
         .w = w,
         .bits = bits->data,
         .x = x->data,
-        .bias = bias ? bias->data : NULL,
-        .y = y->data,
         .n_tok = (size_t)x->dims[0],
         .cut = how->cut ? how->cut : whole,
         .n_segments = how->n_segments,
+        .out = cpu_output(y, x, bias, how),
     };
     for (size_t t = 0; t < pass.n_tok; t++) {
         pass.n_of[pass.bits[t]]++;

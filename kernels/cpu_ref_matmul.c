@@ -196,7 +196,9 @@ static void store_sums(struct tensor *y, int32_t token, int32_t row, const float
         if (bias) {
             partial += ((const float *)bias->data)[row];
         }
-        ((float *)y->data)[((size_t)s * n_tok + (size_t)token) * n_rows + (size_t)row] = partial;
+        size_t part = how->add_up ? 0 : (size_t)s;
+        float *to = (float *)y->data + (part * n_tok + (size_t)token) * n_rows + (size_t)row;
+        *to = how->add_up && s > 0 ? *to + partial : partial;
     }
 }
 
