@@ -130,6 +130,8 @@ struct backend_ops {
     void (*close)(struct backend *be);
     /* Instruction set or device class, part of the arithmetic class of a run: "scalar", "avx2". */
     const char *(*arithmetic)(const struct backend *be);
+    /* true: the backend's memory is the host's, which collectives and callers may read. */
+    bool (*is_host)(const struct backend *be);
 
     enum status (*alloc)(struct backend *be, void **out, size_t bytes);
     void (*release)(struct backend *be, void *ptr);
@@ -192,6 +194,8 @@ void backend_close(struct backend *be);
 const struct backend_ops *backend_registered(int i);
 
 /* ---- memory ---- */
+
+bool backend_is_host(const struct backend *be);
 
 MUST_CHECK enum status backend_alloc(struct backend *be, void **out, size_t bytes); /* zeroed */
 void backend_release(struct backend *be, void *ptr);                                /* NULL too */

@@ -273,6 +273,7 @@ const struct backend_ops cpu_ops = {
     .open = cpu_open,
     .close = cpu_close,
     .arithmetic = cpu_arithmetic,
+    .is_host = host_is_host,
     .alloc = host_alloc,
     .release = host_release,
     .upload = host_upload,

@@ -324,6 +324,7 @@ const struct backend_ops cpu_ref_ops = {
     .open = ref_open,
     .close = ref_close,
     .arithmetic = ref_arithmetic,
+    .is_host = host_is_host,
     .alloc = host_alloc,
     .release = host_release,
     .upload = host_upload,

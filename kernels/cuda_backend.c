@@ -57,6 +57,12 @@ static const char *cuda_arithmetic(const struct backend *be)
     return ((const struct cuda *)be->impl)->arithmetic;
 }
 
+static bool cuda_is_host(const struct backend *be)
+{
+    (void)be;
+    return false;
+}
+
 static enum status cuda_alloc(struct backend *be, void **out, size_t bytes)
 {
     return gpu_alloc(gpu_of(be), out, bytes);
@@ -283,9 +289,10 @@ static enum status cuda_matmul_nested(struct backend *be, struct tensor *y,
     const float *b = bias ? bias->data : NULL;
     if (how->product == PRODUCT_CHUNK) {
         return cuda_nested_chunk(&c->gpu, y->data, &m, bits->data, how->bits_used, x->data, b,
-                                 x->dims[0], &cuts);
+                                 x->dims[0], &cuts, how->add_up);
     }
-    return cuda_nested_tokens(&c->gpu, y->data, &m, bits->data, x->data, b, x->dims[0], &cuts);
+    return cuda_nested_tokens(&c->gpu, y->data, &m, bits->data, x->data, b, x->dims[0], &cuts,
+                              how->add_up);
 }
 
 static enum status cuda_matmul_dense(struct backend *be, struct tensor *y, const struct tensor *w,
@@ -297,10 +304,10 @@ static enum status cuda_matmul_dense(struct backend *be, struct tensor *y, const
     const float *b = bias ? bias->data : NULL;
     if (how->product == PRODUCT_CHUNK) {
         return cuda_dense_chunk(gpu_of(be), y->data, w->data, w->dtype, x->data, b, w->dims[0],
-                                w->dims[1], x->dims[0], &cuts);
+                                w->dims[1], x->dims[0], &cuts, how->add_up);
     }
     return cuda_dense_tokens(gpu_of(be), y->data, w->data, w->dtype, x->data, b, w->dims[0],
-                             w->dims[1], x->dims[0], &cuts);
+                             w->dims[1], x->dims[0], &cuts, how->add_up);
 }
 
 static enum status cuda_op_add_parts(struct backend *be, struct tensor *x,
@@ -426,6 +433,7 @@ const struct backend_ops CUDA_OPS = {
     .open = cuda_open,
     .close = cuda_close,
     .arithmetic = cuda_arithmetic,
+    .is_host = cuda_is_host,
     .alloc = cuda_alloc,
     .release = cuda_release,
     .upload = cuda_upload,

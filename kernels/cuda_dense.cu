@@ -19,7 +19,8 @@ template <int D> static __device__ __forceinline__ float weight_at(const void *w
 /* A warp per row; lane l adds columns l, l + 32, ... of a segment. */
 template <int D>
 __global__ void k_dense_tokens(float *y, const void *w, const float *x, const float *bias,
-                               int n_rows, int n_cols, int n_tok, struct cuda_cuts cuts)
+                               int n_rows, int n_cols, int n_tok, struct cuda_cuts cuts,
+                               bool add_up)
 {
     int row = (int)(blockIdx.x * ROWS_PER_BLOCK + threadIdx.x / WARP);
     int lane = (int)threadIdx.x % WARP, first = (int)blockIdx.y * MAX_TOKENS;
@@ -28,6 +29,7 @@ __global__ void k_dense_tokens(float *y, const void *w, const float *x, const fl
         return; /* a whole warp */
     }
     const float *in = x + (size_t)first * (size_t)n_cols;
+    float added[MAX_TOKENS] = {0};
     for (int s = 0; s < cuts.n; s++) {
         float sum[MAX_TOKENS];
         for (int t = 0; t < MAX_TOKENS; t++) {
@@ -41,8 +43,11 @@ __global__ void k_dense_tokens(float *y, const void *w, const float *x, const fl
         }
         for (int t = 0; t < n; t++) {
             float total = warp_sum(sum[t]);
+            if (add_up) {
+                total = added[t] = s == 0 ? total : added[t] + total;
+            }
             if (lane == 0) {
-                size_t at = (size_t)s * (size_t)n_tok + (size_t)(first + t);
+                size_t at = (size_t)(add_up ? 0 : s) * (size_t)n_tok + (size_t)(first + t);
                 y[at * (size_t)n_rows + (size_t)row] = bias ? total + bias[row] : total;
             }
         }
@@ -53,12 +58,13 @@ enum { TILE = 64, TILE_COLS = 32, TILE_THREADS = 256, PER_THREAD = 4, PITCH = TI
 
 template <int D>
 __global__ void k_dense_chunk(float *y, const void *w, const float *x, const float *bias,
-                              int n_rows, int n_cols, int n_tok, struct cuda_cuts cuts)
+                              int n_rows, int n_cols, int n_tok, struct cuda_cuts cuts, bool add_up)
 {
     SHARED(float, weights, TILE *PITCH);
     SHARED(float, inputs, TILE *PITCH);
     int first_row = (int)blockIdx.x * TILE, first_tok = (int)blockIdx.y * TILE;
     int r = (int)threadIdx.x % (TILE / PER_THREAD), t = (int)threadIdx.x / (TILE / PER_THREAD);
+    float added[PER_THREAD][PER_THREAD] = {{0}};
     for (int s = 0; s < cuts.n; s++) {
         float sum[PER_THREAD][PER_THREAD] = {{0}};
         for (int col = cuts.at[s]; col < cuts.at[s + 1]; col += TILE_COLS) {
@@ -90,10 +96,13 @@ __global__ void k_dense_chunk(float *y, const void *w, const float *x, const flo
         }
         for (int i = 0; i < PER_THREAD; i++) {
             for (int j = 0; j < PER_THREAD; j++) {
+                if (add_up) {
+                    sum[i][j] = added[i][j] = s == 0 ? sum[i][j] : added[i][j] + sum[i][j];
+                }
                 int row = first_row + r + i * (TILE / PER_THREAD);
                 int tok = first_tok + t + j * (TILE / PER_THREAD);
                 if (row < n_rows && tok < n_tok) {
-                    size_t at = (size_t)s * (size_t)n_tok + (size_t)tok;
+                    size_t at = (size_t)(add_up ? 0 : s) * (size_t)n_tok + (size_t)tok;
                     y[at * (size_t)n_rows + (size_t)row] = bias ? sum[i][j] + bias[row] : sum[i][j];
                 }
             }
@@ -103,7 +112,7 @@ __global__ void k_dense_chunk(float *y, const void *w, const float *x, const flo
 
 enum status cuda_dense_tokens(struct gpu *g, float *y, const void *w, enum dtype dtype,
                               const float *x, const float *bias, int32_t n_rows, int32_t n_cols,
-                              int32_t n_tok, const struct cuda_cuts *cuts)
+                              int32_t n_tok, const struct cuda_cuts *cuts, bool add_up)
 {
     dim3 grid((unsigned)((n_rows + ROWS_PER_BLOCK - 1) / ROWS_PER_BLOCK),
               (unsigned)((n_tok + MAX_TOKENS - 1) / MAX_TOKENS));
@@ -111,32 +120,32 @@ enum status cuda_dense_tokens(struct gpu *g, float *y, const void *w, enum dtype
     const struct cuda_cuts parts = *cuts;
     if (dtype == DT_F32) {
         LAUNCH((k_dense_tokens<DT_F32>), grid, block, g, y, w, x, bias, n_rows, n_cols, n_tok,
-               parts);
+               parts, add_up);
     } else if (dtype == DT_F16) {
         LAUNCH((k_dense_tokens<DT_F16>), grid, block, g, y, w, x, bias, n_rows, n_cols, n_tok,
-               parts);
+               parts, add_up);
     } else {
         LAUNCH((k_dense_tokens<DT_BF16>), grid, block, g, y, w, x, bias, n_rows, n_cols, n_tok,
-               parts);
+               parts, add_up);
     }
     return gpu_launched(g, "k_dense_tokens");
 }
 
 enum status cuda_dense_chunk(struct gpu *g, float *y, const void *w, enum dtype dtype,
                              const float *x, const float *bias, int32_t n_rows, int32_t n_cols,
-                             int32_t n_tok, const struct cuda_cuts *cuts)
+                             int32_t n_tok, const struct cuda_cuts *cuts, bool add_up)
 {
     dim3 grid((unsigned)((n_rows + TILE - 1) / TILE), (unsigned)((n_tok + TILE - 1) / TILE));
     const struct cuda_cuts parts = *cuts;
     if (dtype == DT_F32) {
         LAUNCH((k_dense_chunk<DT_F32>), grid, TILE_THREADS, g, y, w, x, bias, n_rows, n_cols, n_tok,
-               parts);
+               parts, add_up);
     } else if (dtype == DT_F16) {
         LAUNCH((k_dense_chunk<DT_F16>), grid, TILE_THREADS, g, y, w, x, bias, n_rows, n_cols, n_tok,
-               parts);
+               parts, add_up);
     } else {
         LAUNCH((k_dense_chunk<DT_BF16>), grid, TILE_THREADS, g, y, w, x, bias, n_rows, n_cols,
-               n_tok, parts);
+               n_tok, parts, add_up);
     }
     return gpu_launched(g, "k_dense_chunk");
 }

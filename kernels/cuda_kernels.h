@@ -37,25 +37,26 @@ struct cuda_matrix {
     } level[BITS_ALL];
 };
 
-/* y (n_segments, n_tok, n_rows); bits (n_tok) in device memory; bias NULL: none. */
+/* y (n_segments, n_tok, n_rows), or (1, n_tok, n_rows) where segments are added up; bits (n_tok) in
+ * device memory; bias NULL: none. */
 MUST_CHECK enum status cuda_nested_tokens(struct gpu *g, float *y, const struct cuda_matrix *w,
                                           const uint8_t *bits, const float *x, const float *bias,
-                                          int32_t n_tok, const struct cuda_cuts *cuts);
+                                          int32_t n_tok, const struct cuda_cuts *cuts, bool add_up);
 /* The same for many tokens: tiles of dequantised weights. Precisions in bits_used one after the
  * other. */
 MUST_CHECK enum status cuda_nested_chunk(struct gpu *g, float *y, const struct cuda_matrix *w,
                                          const uint8_t *bits, uint32_t bits_used, const float *x,
                                          const float *bias, int32_t n_tok,
-                                         const struct cuda_cuts *cuts);
+                                         const struct cuda_cuts *cuts, bool add_up);
 /* w (n_rows, n_cols) F32, F16 or BF16. */
 MUST_CHECK enum status cuda_dense_tokens(struct gpu *g, float *y, const void *w, enum dtype dtype,
                                          const float *x, const float *bias, int32_t n_rows,
                                          int32_t n_cols, int32_t n_tok,
-                                         const struct cuda_cuts *cuts);
+                                         const struct cuda_cuts *cuts, bool add_up);
 MUST_CHECK enum status cuda_dense_chunk(struct gpu *g, float *y, const void *w, enum dtype dtype,
                                         const float *x, const float *bias, int32_t n_rows,
-                                        int32_t n_cols, int32_t n_tok,
-                                        const struct cuda_cuts *cuts);
+                                        int32_t n_cols, int32_t n_tok, const struct cuda_cuts *cuts,
+                                        bool add_up);
 
 /* x (n_tok, n) += parts (n_parts, n_tok, n) in order, + bias (n). */
 MUST_CHECK enum status cuda_add_parts(struct gpu *g, float *x, const float *parts,

@@ -69,7 +69,7 @@ static __device__ float word_product(const struct cuda_matrix *w, const uint32_t
 /* Tokens T * blockIdx.y and on. A token's arithmetic is the same for every T. */
 template <int T>
 __global__ void k_nested_tokens(float *y, struct cuda_matrix w, const uint8_t *bits, const float *x,
-                                const float *bias, int n_tok, struct cuda_cuts cuts)
+                                const float *bias, int n_tok, struct cuda_cuts cuts, bool add_up)
 {
     int row = (int)(blockIdx.x * ROWS_PER_BLOCK + threadIdx.x / WARP);
     int lane = (int)threadIdx.x % WARP, first = (int)blockIdx.y * T;
@@ -81,6 +81,7 @@ __global__ void k_nested_tokens(float *y, struct cuda_matrix w, const uint8_t *b
         b[t] = first + t < n_tok ? bits[first + t] : 0;
         most = b[t] > most ? b[t] : most;
     }
+    float added[T] = {0};
     for (int s = 0; s < cuts.n; s++) {
         float sum[T];
         for (int t = 0; t < T; t++) {
@@ -104,8 +105,11 @@ __global__ void k_nested_tokens(float *y, struct cuda_matrix w, const uint8_t *b
         }
         for (int t = 0; t < T; t++) {
             float total = warp_sum(sum[t]);
+            if (add_up) {
+                total = added[t] = s == 0 ? total : added[t] + total;
+            }
             if (lane == 0 && first + t < n_tok) {
-                size_t at = (size_t)s * (size_t)n_tok + (size_t)(first + t);
+                size_t at = (size_t)(add_up ? 0 : s) * (size_t)n_tok + (size_t)(first + t);
                 y[at * (size_t)w.n_rows + (size_t)row] = bias ? total + bias[row] : total;
             }
         }
@@ -115,26 +119,26 @@ __global__ void k_nested_tokens(float *y, struct cuda_matrix w, const uint8_t *b
 template <int T>
 static void launch_tokens(struct gpu *g, float *y, const struct cuda_matrix *w, const uint8_t *bits,
                           const float *x, const float *bias, int32_t n_tok,
-                          const struct cuda_cuts *cuts)
+                          const struct cuda_cuts *cuts, bool add_up)
 {
     dim3 grid((unsigned)((w->n_rows + ROWS_PER_BLOCK - 1) / ROWS_PER_BLOCK),
               (unsigned)((n_tok + T - 1) / T));
     const struct cuda_matrix matrix = *w;
     const struct cuda_cuts parts = *cuts;
     LAUNCH((k_nested_tokens<T>), grid, ROWS_PER_BLOCK * WARP, g, y, matrix, bits, x, bias, n_tok,
-           parts);
+           parts, add_up);
 }
 
 enum status cuda_nested_tokens(struct gpu *g, float *y, const struct cuda_matrix *w,
                                const uint8_t *bits, const float *x, const float *bias,
-                               int32_t n_tok, const struct cuda_cuts *cuts)
+                               int32_t n_tok, const struct cuda_cuts *cuts, bool add_up)
 {
     if (n_tok == 1) {
-        launch_tokens<1>(g, y, w, bits, x, bias, n_tok, cuts);
+        launch_tokens<1>(g, y, w, bits, x, bias, n_tok, cuts, add_up);
     } else if (n_tok <= 4) {
-        launch_tokens<4>(g, y, w, bits, x, bias, n_tok, cuts);
+        launch_tokens<4>(g, y, w, bits, x, bias, n_tok, cuts, add_up);
     } else {
-        launch_tokens<MAX_TOKENS>(g, y, w, bits, x, bias, n_tok, cuts);
+        launch_tokens<MAX_TOKENS>(g, y, w, bits, x, bias, n_tok, cuts, add_up);
     }
     return gpu_launched(g, "k_nested_tokens");
 }
@@ -165,12 +169,14 @@ static __device__ float decode_weight(const struct cuda_matrix *w, int b, int ro
 /* Rows TILE * blockIdx.x, tokens TILE * blockIdx.y; each thread has PER_THREAD x PER_THREAD sums,
  * each added up column by column. Tokens of other precisions than b are left out. */
 __global__ void k_nested_chunk(float *y, struct cuda_matrix w, const uint8_t *bits, int b,
-                               const float *x, const float *bias, int n_tok, struct cuda_cuts cuts)
+                               const float *x, const float *bias, int n_tok, struct cuda_cuts cuts,
+                               bool add_up)
 {
     SHARED(float, weights, TILE *PITCH);
     SHARED(float, inputs, TILE *PITCH);
     int first_row = (int)blockIdx.x * TILE, first_tok = (int)blockIdx.y * TILE;
     int r = (int)threadIdx.x % (TILE / PER_THREAD), t = (int)threadIdx.x / (TILE / PER_THREAD);
+    float added[PER_THREAD][PER_THREAD] = {{0}};
     for (int s = 0; s < cuts.n; s++) {
         float sum[PER_THREAD][PER_THREAD] = {{0}};
         for (int col = cuts.at[s]; col < cuts.at[s + 1]; col += TILE_COLS) {
@@ -203,10 +209,13 @@ __global__ void k_nested_chunk(float *y, struct cuda_matrix w, const uint8_t *bi
         }
         for (int i = 0; i < PER_THREAD; i++) {
             for (int j = 0; j < PER_THREAD; j++) {
+                if (add_up) {
+                    sum[i][j] = added[i][j] = s == 0 ? sum[i][j] : added[i][j] + sum[i][j];
+                }
                 int row = first_row + r + i * (TILE / PER_THREAD);
                 int tok = first_tok + t + j * (TILE / PER_THREAD);
                 if (row < w.n_rows && tok < n_tok && bits[tok] == b) {
-                    size_t at = (size_t)s * (size_t)n_tok + (size_t)tok;
+                    size_t at = (size_t)(add_up ? 0 : s) * (size_t)n_tok + (size_t)tok;
                     y[at * (size_t)w.n_rows + (size_t)row] =
                         bias ? sum[i][j] + bias[row] : sum[i][j];
                 }
@@ -217,15 +226,16 @@ __global__ void k_nested_chunk(float *y, struct cuda_matrix w, const uint8_t *bi
 
 enum status cuda_nested_chunk(struct gpu *g, float *y, const struct cuda_matrix *w,
                               const uint8_t *bits, uint32_t bits_used, const float *x,
-                              const float *bias, int32_t n_tok, const struct cuda_cuts *cuts)
+                              const float *bias, int32_t n_tok, const struct cuda_cuts *cuts,
+                              bool add_up)
 {
     dim3 grid((unsigned)((w->n_rows + TILE - 1) / TILE), (unsigned)((n_tok + TILE - 1) / TILE));
     const struct cuda_matrix matrix = *w;
     const struct cuda_cuts parts = *cuts;
     for (int b = 1; b <= BITS_MAX; b++) {
         if (bits_used >> b & 1) {
-            LAUNCH(k_nested_chunk, grid, TILE_THREADS, g, y, matrix, bits, b, x, bias, n_tok,
-                   parts);
+            LAUNCH(k_nested_chunk, grid, TILE_THREADS, g, y, matrix, bits, b, x, bias, n_tok, parts,
+                   add_up);
             TRY(gpu_launched(g, "k_nested_chunk"));
         }
     }
