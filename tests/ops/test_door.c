@@ -30,7 +30,7 @@ static void test_registry(void)
     backend_close(&other); /* closed, zeroed: fine */
     CHECK(strcmp(backend_registered(0)->name, "cpu_ref") == 0);
     CHECK(strcmp(backend_registered(2)->name, "cuda") == 0);
-    CHECK(!backend_registered(3) && !backend_registered(-1));
+    CHECK(!backend_registered(4) && !backend_registered(-1));
 }
 
 static void abort_quietly(void)
