@@ -137,7 +137,7 @@ static enum status write_lines(FILE *out, const struct run_contents *run, const 
         int failed = json_dumpf(answer, out, JSON_REAL_PRECISION(15)) != 0 || fputc('\n', out) < 0;
         json_decref(answer);
         if (failed) {
-            FAIL(ST_IO, "%s: write failed: %s", path, strerror(errno));
+            FAIL(ST_IO, "%s: write failed: %s; %s", path, strerror(errno), replace_advice(errno));
         }
     }
     return ST_OK;
@@ -152,13 +152,15 @@ enum status answers_write(const char *path, const struct run_contents *run)
     TRY(replace_name(&temporary, path));
     out = fopen(temporary, "wb");
     if (!out) {
-        FAIL_GOTO(st, ST_IO, done, "%s: cannot create %s: %s", path, temporary, strerror(errno));
+        FAIL_GOTO(st, ST_IO, done, "%s: cannot create %s: %s; %s", path, temporary, strerror(errno),
+                  replace_advice(errno));
     }
     TRY_GOTO(st, write_lines(out, run, path), done);
     FILE *closing = out;
     out = NULL;
     if (fclose(closing) != 0) {
-        FAIL_GOTO(st, ST_IO, done, "%s: write failed: %s", path, strerror(errno));
+        FAIL_GOTO(st, ST_IO, done, "%s: write failed: %s; %s", path, strerror(errno),
+                  replace_advice(errno));
     }
     TRY_GOTO(st, replace_commit(temporary, path), done);
 done:

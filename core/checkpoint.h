@@ -40,8 +40,9 @@ bool checkpoint_has(const struct checkpoint *ckpt, const char *name);
  * the format did not pad the header; the message says how to write the file again). */
 MUST_CHECK enum status checkpoint_get(const struct checkpoint *ckpt, const char *name,
                                       struct tensor *out);
-/* The same, and the shape must be (d0) or (d0, d1) [d1 = 0: one dimension]. Errors: ST_SHAPE,
- * "NAME in FILE: expected (a, b) from config.json, found (c, d)". */
+/* Weights: the same, the shape must be (d0) or (d0, d1) [d1 = 0: one dimension], and the dtype F32,
+ * F16 or BF16. Errors: ST_SHAPE, "NAME in FILE: expected (a, b) from config.json, found (c, d)";
+ * ST_FORMAT. */
 MUST_CHECK enum status checkpoint_get_shape(const struct checkpoint *ckpt, const char *name,
                                             int32_t d0, int32_t d1, struct tensor *out);
 

@@ -135,6 +135,12 @@ enum status checkpoint_get_shape(const struct checkpoint *ckpt, const char *name
 {
     const int32_t dims[2] = {d0, d1};
     TRY(get_checked(ckpt, name, dims, d1 ? 2 : 1, out));
+    if (out->dtype != DT_F32 && out->dtype != DT_F16 && out->dtype != DT_BF16) {
+        const char *found = dtype_name(out->dtype);
+        *out = (struct tensor){0};
+        FAIL(ST_FORMAT, "tensor \"%s\" in %s: expected weights as F32, F16 or BF16, found %s", name,
+             ckpt->shards[checkpoint_find(ckpt, name)->shard].path, found);
+    }
     return ST_OK;
 }
 

@@ -379,6 +379,26 @@ static enum status mlp_block(struct decoder *d, const struct pass *p, int layer)
     return add_segments(d, p, &l->matrix[M_DOWN], &s->mlp);
 }
 
+/* Marks the results of tokens whose logits are no numbers: nobody may index by a pick of these. */
+static enum status check_numbers(const struct logit_stats *merged, int32_t n,
+                                 struct token_result *results)
+{
+    int32_t bad = -1;
+    for (int32_t i = n - 1; i >= 0; i--) {
+        bool good = merged[i].argmax >= 0 && isfinite(merged[i].sum_exp) && isfinite(merged[i].max);
+        results[i] = (struct token_result){.token = good ? 0 : -1};
+        bad = good ? bad : i;
+    }
+    if (bad >= 0) {
+        FAIL(ST_NUMERIC,
+             "the logits are not numbers (largest %g): the model's weights are damaged, or the "
+             "precision is too low for it, or its activations leave the range of the KV format "
+             "(try kv.format = \"f32\")",
+             (double)merged[bad].max);
+    }
+    return ST_OK;
+}
+
 /* Head, statistics of this rank's vocabulary, merged over all ranks in vocabulary order. */
 static enum status read_out(struct decoder *d, struct pass *p, struct token_result *results)
 {
@@ -420,14 +440,9 @@ static enum status read_out(struct decoder *d, struct pass *p, struct token_resu
             from += (size_t)n * (size_t)of_rank;
         }
         sampler_merge(merged, parts, n_merged, &d->wants[i]);
-        if (merged->argmax < 0 || !isfinite(merged->sum_exp) || !isfinite(merged->max)) {
-            FAIL(ST_FORMAT,
-                 "the logits of a token are not finite (largest %g): damaged weights, or "
-                 "activations beyond the KV format's range (try kv.format = \"f32\")",
-                 (double)merged->max);
-        }
         any_restricted = any_restricted || d->wants[i].restricted;
     }
+    TRY(check_numbers(d->merged, n, results));
     if (any_restricted) {
         TRY(chooser_run(d->chooser, &logits, d->merged, d->wants, &p->n_gathered));
     }

@@ -51,7 +51,8 @@ struct decode_token {
 
 /* One pass over n tokens of n different slots: their K and V are appended, results (n) are what
  * follows each. *pass gets everything but its number. Errors: ST_SHAPE (a full slot, an id outside
- * the vocabulary), ST_FORMAT (logits that are not finite), those of backend and collective. */
+ * the vocabulary), ST_NUMERIC (logits that are not numbers: the results of those tokens then have
+ * token -1), those of backend and collective. */
 MUST_CHECK enum status decoder_step(struct decoder *dec, const struct decode_token *tokens,
                                     int32_t n, struct token_result *results,
                                     struct pass_record *pass);

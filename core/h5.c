@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "core/h5.h"
 
-#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -80,6 +79,48 @@ enum status h5_open(hid_t *file, const char *path)
     TRY_H5(st, *file = H5Fopen(path, H5F_ACC_RDONLY, access), done, path);
 done:
     H5Pclose(access);
+    return st;
+}
+
+enum status h5_read_text(char **text, hid_t object, bool is_attribute, const char *what)
+{
+    enum status st = ST_OK;
+    hid_t type = H5I_INVALID_HID, space = H5I_INVALID_HID, memory = H5I_INVALID_HID;
+    char *value = NULL;
+    *text = NULL;
+    TRY_H5(st, type = is_attribute ? H5Aget_type(object) : H5Dget_type(object), done, what);
+    TRY_H5(st, space = is_attribute ? H5Aget_space(object) : H5Dget_space(object), done, what);
+    if (H5Tis_variable_str(type) <= 0 || H5Sget_simple_extent_npoints(space) != 1) {
+        goto done;
+    }
+    TRY_H5(st, memory = H5Tcopy(H5T_C_S1), done, what);
+    TRY_H5(st, H5Tset_size(memory, H5T_VARIABLE), done, what);
+    TRY_H5(st, H5Tset_cset(memory, H5Tget_cset(type)), done, what);
+    if (is_attribute) {
+        TRY_H5(st, H5Aread(object, memory, &value), done, what);
+    } else {
+        TRY_H5(st, H5Dread(object, memory, H5S_ALL, H5S_ALL, H5P_DEFAULT, &value), done, what);
+    }
+    TRY_GOTO(st, mem_strdup(text, value ? value : ""), done);
+done:
+    H5free_memory(value);
+    H5Tclose(memory);
+    H5Sclose(space);
+    H5Tclose(type);
+    return st;
+}
+
+enum status h5_read_attribute(char **text, hid_t object, const char *name)
+{
+    *text = NULL;
+    htri_t there = H5Aexists(object, name);
+    if (there <= 0) {
+        return ST_OK;
+    }
+    hid_t attribute = H5I_INVALID_HID;
+    TRY_H5_PLAIN(attribute = H5Aopen(object, name, H5P_DEFAULT), name);
+    enum status st = h5_read_text(text, attribute, true, name);
+    H5Aclose(attribute);
     return st;
 }
 
@@ -366,6 +407,105 @@ void h5_table_close(struct h5_table *t)
     H5Dclose(t->set);
     t->rows = NULL;
     t->memory = t->set = H5I_INVALID_HID;
+}
+
+/* The type that a column has on disk is the one that we write. */
+static enum status check_column(hid_t disk, const struct h5_column *c, const char *table)
+{
+    static const char *const kinds[] = {
+        [COL_I32] = "32-bit integers", [COL_I64] = "64-bit integers",
+        [COL_U64] = "64-bit counts",   [COL_F32] = "32-bit floats",
+        [COL_F64] = "64-bit floats",   [COL_TEXT] = "texts of variable length",
+        [COL_CHARS] = "texts",
+    };
+    int member = H5Tget_member_index(disk, c->name);
+    if (member < 0) {
+        H5Eclear2(H5E_DEFAULT);
+        FAIL(ST_FORMAT, "/%s has no column %s; expected %s", table, c->name, kinds[c->kind]);
+    }
+    enum status st = ST_OK;
+    hid_t found = H5I_INVALID_HID, expected = H5I_INVALID_HID;
+    TRY_H5(st, found = H5Tget_member_type(disk, (unsigned)member), done, c->name);
+    TRY_GOTO(st, column_type(&expected, c, true), done);
+    if (c->kind == COL_TEXT ? H5Tis_variable_str(found) <= 0 : H5Tequal(found, expected) <= 0) {
+        FAIL_GOTO(st, ST_FORMAT, done,
+                  "column %s of /%s has another type than pmpd writes; expected %s", c->name, table,
+                  kinds[c->kind]);
+    }
+done:
+    H5Tclose(expected);
+    H5Tclose(found);
+    return st;
+}
+
+/* A few bytes of a file can claim any number of rows: a table that was never written, is filled
+ * from another file, or whose pieces are missing. Memory is only taken for rows that are there. */
+static enum status check_storage(hid_t set, uint64_t n, size_t row_bytes, const char *name)
+{
+    enum { DEFLATE_AT_MOST = 1100 }; // deflate makes nothing smaller than by 1032 (zlib's notes)
+    enum status st = ST_OK;
+    hid_t create = H5I_INVALID_HID;
+    int n_external = 0;
+    TRY_H5(st, create = H5Dget_create_plist(set), done, name);
+    TRY_H5(st, n_external = H5Pget_external_count(create), done, name);
+    hsize_t stored = H5Dget_storage_size(set);
+    if (n_external > 0 || H5Pget_layout(create) == H5D_VIRTUAL ||
+        stored < n * row_bytes / DEFLATE_AT_MOST || (n > 0 && stored == 0)) {
+        FAIL_GOTO(st, ST_FORMAT, done,
+                  "/%s claims %llu rows of %zu bytes, but the file holds %llu bytes of them: "
+                  "damaged, or not written by pmpd",
+                  name, (unsigned long long)n, row_bytes, (unsigned long long)stored);
+    }
+done:
+    H5Pclose(create);
+    return st;
+}
+
+enum status h5_rows_read(struct h5_rows *out, hid_t parent, const char *name,
+                         const struct h5_column *columns, int n_columns, size_t row_bytes,
+                         uint64_t most)
+{
+    *out = (struct h5_rows){.type = H5I_INVALID_HID, .space = H5I_INVALID_HID};
+    enum status st = ST_OK;
+    hid_t set = H5I_INVALID_HID, disk = H5I_INVALID_HID;
+    hsize_t n = 0;
+    TRY_H5(st, set = H5Dopen2(parent, name, H5P_DEFAULT), done, name);
+    TRY_H5(st, disk = H5Dget_type(set), done, name);
+    TRY_H5(st, out->space = H5Dget_space(set), done, name);
+    if (H5Tget_class(disk) != H5T_COMPOUND || H5Sget_simple_extent_ndims(out->space) != 1 ||
+        H5Sget_simple_extent_dims(out->space, &n, NULL) != 1) {
+        FAIL_GOTO(st, ST_FORMAT, done, "/%s is no table; expected rows of named columns", name);
+    }
+    if (n > most) {
+        FAIL_GOTO(st, ST_FORMAT, done, "/%s has %llu rows; at most %llu are expected", name,
+                  (unsigned long long)n, (unsigned long long)most);
+    }
+    for (int i = 0; i < n_columns; i++) {
+        TRY_GOTO(st, check_column(disk, &columns[i], name), done);
+    }
+    TRY_GOTO(st, check_storage(set, n, H5Tget_size(disk), name), done);
+    TRY_GOTO(st, row_type(&out->type, columns, n_columns, row_bytes, false), done);
+    TRY_GOTO(st, mem_alloc_array(&out->rows, n, row_bytes), done);
+    TRY_H5(st, H5Dread(set, out->type, H5S_ALL, H5S_ALL, H5P_DEFAULT, out->rows), done, name);
+    out->n = n;
+done:
+    H5Tclose(disk);
+    H5Dclose(set);
+    if (st != ST_OK) {
+        h5_rows_free(out);
+    }
+    return st;
+}
+
+void h5_rows_free(struct h5_rows *r)
+{
+    if (r->rows && r->n > 0) {
+        H5Dvlen_reclaim(r->type, r->space, H5P_DEFAULT, r->rows);
+    }
+    mem_free(r->rows);
+    H5Tclose(r->type);
+    H5Sclose(r->space);
+    *r = (struct h5_rows){.type = H5I_INVALID_HID, .space = H5I_INVALID_HID};
 }
 
 /* ---- arrays ---- */

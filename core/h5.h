@@ -7,6 +7,7 @@
 #define PMPD_CORE_H5_H
 
 #include <hdf5.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -41,6 +42,11 @@ MUST_CHECK enum status h5_create(hid_t *file, const char *path);
 MUST_CHECK enum status h5_save(hid_t file, const char *path);
 /* Opens for reading, without the lock that some parallel file systems do not have. */
 MUST_CHECK enum status h5_open(hid_t *file, const char *path);
+/* Text from an attribute or dataset that is a scalar of variable-length strings; *text NULL when it
+ * is something else. The caller owns *text (mem_free). */
+MUST_CHECK enum status h5_read_text(char **text, hid_t object, bool is_attribute, const char *what);
+/* The same of an attribute by name; *text NULL also when there is none. */
+MUST_CHECK enum status h5_read_attribute(char **text, hid_t object, const char *name);
 /* A group with a description. */
 MUST_CHECK enum status h5_group(hid_t *group, hid_t parent, const char *name, const char *about);
 /* A text attribute: UTF-8, variable length, what h5py gives back as str. */
@@ -81,6 +87,20 @@ MUST_CHECK enum status h5_table_put(struct h5_table *t, const void *row);
 MUST_CHECK enum status h5_table_end(struct h5_table *t);
 /* Gives everything back; also after a failure. */
 void h5_table_close(struct h5_table *t);
+
+/* A table read whole. The file is not believed: it must be one-dimensional, with these columns in
+ * exactly the types that h5_table_begin writes (others may be there too), have at most `most` rows,
+ * and hold its data itself. Texts belong to out; an empty one is NULL. Errors: ST_FORMAT, ST_HDF5,
+ * ST_NOMEM. */
+struct h5_rows {
+    void *rows; /* owned: (n) structs of row_bytes */
+    uint64_t n;
+    hid_t type, space; /* of the rows */
+};
+MUST_CHECK enum status h5_rows_read(struct h5_rows *out, hid_t parent, const char *name,
+                                    const struct h5_column *columns, int n_columns,
+                                    size_t row_bytes, uint64_t most);
+void h5_rows_free(struct h5_rows *rows);
 
 /* An array of rank 1 to 3 whose rows (first dimension) are written piece by piece. type: a native
  * type. The caller closes *set. */

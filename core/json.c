@@ -74,12 +74,6 @@ enum status json_read_text(json_t **out, const char *text, size_t bytes, const c
     json_error_t error;
     json_t *json = json_loadb(text, bytes, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &error);
     if (!json) {
-        // jansson repeats the offending text, control characters included
-        for (char *c = error.text; *c; c++) {
-            if ((unsigned char)*c < 0x20 || *c == 0x7f) {
-                *c = '?';
-            }
-        }
         FAIL(ST_FORMAT, "%s: not valid JSON at line %d, column %d: %s", where, error.line,
              error.column, error.text);
     }

@@ -491,6 +491,12 @@ enum status nested_index_common_bits(const struct nested_index *index,
             common &= held;
         }
     }
+    if (common == 0) {
+        FAIL(ST_FORMAT,
+             "%s: the linears of quantization_config have no precision in common; quantise the "
+             "model again",
+             index->where);
+    }
     *mask = common;
     return ST_OK;
 }

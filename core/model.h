@@ -70,7 +70,8 @@ void nested_index_destroy(struct nested_index **index);
 MUST_CHECK enum status nested_index_get(const struct nested_index *index, const char *name,
                                         int32_t *n_cols, enum level_kind kinds[BITS_ALL]);
 
-/* Precisions b that every nested linear of the layers holds, as bit b of the mask. */
+/* Precisions b that every nested linear of the layers holds, as bit b of the mask. Errors:
+ * ST_FORMAT: a linear is not listed, or no precision is left. */
 MUST_CHECK enum status nested_index_common_bits(const struct nested_index *index,
                                                 const struct model_config *config, uint32_t *mask);
 

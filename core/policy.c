@@ -35,6 +35,11 @@ enum status policy_observe(struct policy *p, const struct signals *signals, int3
     return ST_OK;
 }
 
+const char *policy_digest(const struct policy *p)
+{
+    return p->ops->digest(p->impl);
+}
+
 void policy_close(struct policy *p)
 {
     if (p && p->ops) {

@@ -56,6 +56,9 @@ struct policy_ops {
                         float dial, struct plan *plan);
     enum status (*observe)(void *impl, const struct signals *signals, float dial,
                            int32_t *level_from_next);
+    /* Of the files that its plans come from, for the resume key: other contents are another run.
+     * "" without files. */
+    const char *(*digest)(const void *impl);
     void (*close)(void **impl);
 };
 
@@ -71,6 +74,7 @@ MUST_CHECK enum status policy_plan(struct policy *p, const struct prompt_facts *
  * for "as planned". */
 MUST_CHECK enum status policy_observe(struct policy *p, const struct signals *signals,
                                       int32_t n_levels, int32_t *level_from_next);
+const char *policy_digest(const struct policy *p);
 void policy_close(struct policy *p);
 
 #endif

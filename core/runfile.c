@@ -362,7 +362,7 @@ static enum status write_failed(hid_t file, const struct run_contents *run)
     static const struct h5_column columns[] = {
         I32(struct row, prompt, "1", ABOUT_PROMPT),
         TEXT(struct row, id, "the prompt's id in the prompt file"),
-        I32(struct row, attempts, "1", "attempts that ended in an error"),
+        I32(struct row, attempts, "1", "times it was started"),
         TEXT(struct row, reason, "message of the last attempt"),
     };
     struct h5_table t;

@@ -13,9 +13,12 @@
 #include <unistd.h>
 
 #include "core/h5.h"
+#include "core/invariance.h"
 #include "core/level.h"
 #include "core/mem.h"
 #include "core/runfile.h"
+#include "core/runfile_internal.h"
+#include "core/unicode.h"
 
 static const char *const table_names[] = {"prompts",       "steps",     "passes", "plans",
                                           "plan_switches", "decisions", "failed", NULL};
@@ -23,62 +26,23 @@ static const char *const table_names[] = {"prompts",       "steps",     "passes"
 /* Sets a member; a text that is not UTF-8 or a number that is not finite becomes null. */
 static enum status set_member(json_t *object, const char *key, json_t *value)
 {
+    size_t bytes = strlen(key);
+    if (utf8_check(key, bytes) < bytes) { // jansson would print it as something that is no JSON
+        json_decref(value);
+        FAIL(ST_FORMAT, "the name \"%.60s\" is not UTF-8", key);
+    }
     if (json_object_set_new_nocheck(object, key, value ? value : json_null()) != 0) {
         FAIL(ST_NOMEM, "out of memory for the description of a run file");
     }
     return ST_OK;
 }
 
-/* Text from a scalar of variable-length strings; *text NULL when it is something else. The caller
- * owns *text (mem_free). */
-static enum status read_text(char **text, hid_t object, bool is_attribute, const char *what)
-{
-    enum status st = ST_OK;
-    hid_t type = H5I_INVALID_HID, space = H5I_INVALID_HID, memory = H5I_INVALID_HID;
-    char *value = NULL;
-    *text = NULL;
-    TRY_H5(st, type = is_attribute ? H5Aget_type(object) : H5Dget_type(object), done, what);
-    TRY_H5(st, space = is_attribute ? H5Aget_space(object) : H5Dget_space(object), done, what);
-    if (H5Tis_variable_str(type) <= 0 || H5Sget_simple_extent_npoints(space) != 1) {
-        goto done;
-    }
-    TRY_H5(st, memory = H5Tcopy(H5T_C_S1), done, what);
-    TRY_H5(st, H5Tset_size(memory, H5T_VARIABLE), done, what);
-    TRY_H5(st, H5Tset_cset(memory, H5Tget_cset(type)), done, what);
-    if (is_attribute) {
-        TRY_H5(st, H5Aread(object, memory, &value), done, what);
-    } else {
-        TRY_H5(st, H5Dread(object, memory, H5S_ALL, H5S_ALL, H5P_DEFAULT, &value), done, what);
-    }
-    TRY_GOTO(st, mem_strdup(text, value ? value : ""), done);
-done:
-    H5free_memory(value);
-    H5Tclose(memory);
-    H5Sclose(space);
-    H5Tclose(type);
-    return st;
-}
-
-static enum status read_attribute(char **text, hid_t object, const char *name)
-{
-    *text = NULL;
-    htri_t there = H5Aexists(object, name);
-    if (there <= 0) {
-        return ST_OK;
-    }
-    hid_t attribute = H5I_INVALID_HID;
-    TRY_H5_PLAIN(attribute = H5Aopen(object, name, H5P_DEFAULT), name);
-    enum status st = read_text(text, attribute, true, name);
-    H5Aclose(attribute);
-    return st;
-}
-
 static enum status check_format(hid_t file, const char *path)
 {
     char *format = NULL, *version = NULL;
     enum status st = ST_OK;
-    TRY_GOTO(st, read_attribute(&format, file, "format"), done);
-    TRY_GOTO(st, read_attribute(&version, file, "format_version"), done);
+    TRY_GOTO(st, h5_read_attribute(&format, file, "format"), done);
+    TRY_GOTO(st, h5_read_attribute(&version, file, "format_version"), done);
     if (!format || strcmp(format, RUNFILE_FORMAT) != 0) {
         FAIL_GOTO(st, ST_FORMAT, done,
                   "%s: an HDF5 file, but not a run file: its attribute format "
@@ -97,6 +61,21 @@ done:
     return st;
 }
 
+/* What every run file says, also one that was written before it was a fact of its own. */
+static enum status describe_invariance(json_t *facts, const char *config)
+{
+    struct settings s;
+    char text[INVARIANCE_BYTES];
+    const char *product = json_string_value(json_object_get(facts, "product"));
+    settings_default(&s);
+    if (settings_parse(&s, config, "config") != ST_OK) {
+        status_clear();
+        return ST_OK; // settings of another version of the program
+    }
+    invariance_text(text, &s, product ? product : invariance_product(&s, false));
+    return set_member(facts, "invariant_under", json_string(text));
+}
+
 static enum status describe_provenance(json_t *all, hid_t file)
 {
     enum status st = ST_OK;
@@ -113,7 +92,7 @@ static enum status describe_provenance(json_t *all, hid_t file)
                                           H5P_DEFAULT),
                done, "/provenance");
         TRY_H5(st, H5Aget_name(attribute, sizeof name, name), done, "/provenance");
-        TRY_GOTO(st, read_text(&text, attribute, true, name), done);
+        TRY_GOTO(st, h5_read_text(&text, attribute, true, name), done);
         if (strcmp(name, "description") != 0) {
             TRY_GOTO(st, set_member(facts, name, text ? json_string(text) : NULL), done);
         }
@@ -123,7 +102,8 @@ static enum status describe_provenance(json_t *all, hid_t file)
         attribute = H5I_INVALID_HID;
     }
     TRY_H5(st, config = H5Dopen2(group, "config", H5P_DEFAULT), done, "/provenance/config");
-    TRY_GOTO(st, read_text(&text, config, false, "/provenance/config"), done);
+    TRY_GOTO(st, h5_read_text(&text, config, false, "/provenance/config"), done);
+    TRY_GOTO(st, describe_invariance(facts, text ? text : ""), done);
     TRY_GOTO(st, set_member(all, "provenance", json_incref(facts)), done);
     TRY_GOTO(st, set_member(all, "config", text ? json_string(text) : NULL), done);
 done:
@@ -168,57 +148,29 @@ done:
     return st;
 }
 
-/* The memory type of the columns that are shown; HDF5 matches them by name. */
-struct level_row {
-    char *text;
-    double avg_bits, head_avg_bits;
-};
-
-static enum status level_row_type(hid_t *type)
-{
-    enum status st = ST_OK;
-    hid_t text = H5I_INVALID_HID;
-    TRY_H5_PLAIN(*type = H5Tcreate(H5T_COMPOUND, sizeof(struct level_row)), "/levels");
-    TRY_H5(st, text = H5Tcopy(H5T_C_S1), done, "/levels");
-    TRY_H5(st, H5Tset_size(text, H5T_VARIABLE), done, "/levels");
-    TRY_H5(st, H5Tset_cset(text, H5T_CSET_UTF8), done, "/levels");
-    TRY_H5(st, H5Tinsert(*type, "text", offsetof(struct level_row, text), text), done, "/levels");
-    TRY_H5(st,
-           H5Tinsert(*type, "avg_bits", offsetof(struct level_row, avg_bits), H5T_NATIVE_DOUBLE),
-           done, "/levels");
-    TRY_H5(st,
-           H5Tinsert(*type, "head_avg_bits", offsetof(struct level_row, head_avg_bits),
-                     H5T_NATIVE_DOUBLE),
-           done, "/levels");
-done:
-    H5Tclose(text);
-    return st;
-}
-
 static enum status describe_levels(json_t *all, hid_t file)
 {
+    struct row {
+        const char *text;
+        float avg_bits, head_avg_bits;
+    };
+    static const struct h5_column columns[] = {
+        {"text", COL_TEXT, offsetof(struct row, text), 0, "", ""},
+        {"avg_bits", COL_F32, offsetof(struct row, avg_bits), 0, "", ""},
+        {"head_avg_bits", COL_F32, offsetof(struct row, head_avg_bits), 0, "", ""},
+    };
     enum status st = ST_OK;
-    hid_t set = H5I_INVALID_HID, space = H5I_INVALID_HID, type = H5I_INVALID_HID;
-    struct level_row row[LEVEL_TABLE_MAX];
-    memset(row, 0, sizeof row);
+    struct h5_rows rows;
     json_t *levels = json_array();
-    hsize_t n = 0;
-    bool read = false;
-    TRY_H5(st, set = H5Dopen2(file, "levels", H5P_DEFAULT), done, "/levels");
-    TRY_H5(st, space = H5Dget_space(set), done, "/levels");
-    if (H5Sget_simple_extent_ndims(space) != 1 || H5Sget_simple_extent_dims(space, &n, NULL) != 1 ||
-        n > LEVEL_TABLE_MAX) {
-        FAIL_GOTO(st, ST_FORMAT, done, "/levels: %llu rows; a run has at most %d",
-                  (unsigned long long)n, LEVEL_TABLE_MAX);
-    }
-    TRY_GOTO(st, level_row_type(&type), done);
-    TRY_H5(st, H5Dread(set, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, row), done, "/levels");
-    read = true;
-    for (hsize_t i = 0; i < n; i++) {
+    TRY_GOTO(st,
+             h5_rows_read(&rows, file, "levels", columns, 3, sizeof(struct row), LEVEL_TABLE_MAX),
+             done);
+    for (uint64_t i = 0; i < rows.n; i++) {
+        const struct row *row = (const struct row *)rows.rows + i;
         json_t *level = json_object();
-        st = set_member(level, "text", json_string(row[i].text ? row[i].text : ""));
-        st = st ? st : set_member(level, "avg_bits", json_real(row[i].avg_bits));
-        st = st ? st : set_member(level, "head_avg_bits", json_real(row[i].head_avg_bits));
+        st = set_member(level, "text", json_string(row->text ? row->text : ""));
+        st = st ? st : set_member(level, "avg_bits", json_real((double)row->avg_bits));
+        st = st ? st : set_member(level, "head_avg_bits", json_real((double)row->head_avg_bits));
         if (json_array_append_new(levels, level) != 0 && st == ST_OK) {
             FAIL_GOTO(st, ST_NOMEM, done, "out of memory for the description of a run file");
         }
@@ -226,12 +178,7 @@ static enum status describe_levels(json_t *all, hid_t file)
     }
     TRY_GOTO(st, set_member(all, "levels", json_incref(levels)), done);
 done:
-    if (read) {
-        H5Dvlen_reclaim(type, space, H5P_DEFAULT, row);
-    }
-    H5Tclose(type);
-    H5Sclose(space);
-    H5Dclose(set);
+    h5_rows_free(&rows);
     json_decref(levels);
     return st;
 }
@@ -257,7 +204,7 @@ static enum status describe_metric(json_t *metrics, json_t *units, hid_t group, 
         TRY_H5(st, H5Dread(set, H5T_NATIVE_DOUBLE, H5S_ALL, H5S_ALL, H5P_DEFAULT, &x), done, name);
         TRY_GOTO(st, set_member(metrics, name, json_real(x)), done);
     }
-    TRY_GOTO(st, read_attribute(&unit, set, "unit"), done);
+    TRY_GOTO(st, h5_read_attribute(&unit, set, "unit"), done);
     TRY_GOTO(st, set_member(units, name, json_string(unit ? unit : "")), done);
 done:
     mem_free(unit);
@@ -373,9 +320,10 @@ done:
     return st;
 }
 
-enum status runfile_describe(char **text, const char *path, int as_json)
+enum status runfile_open(hid_t *file, int64_t *bytes, const char *path)
 {
     struct stat info;
+    *file = H5I_INVALID_HID;
     if (stat(path, &info) != 0 || access(path, R_OK) != 0) {
         FAIL(ST_IO, "%s: cannot open the run file: %s", path, strerror(errno));
     }
@@ -384,14 +332,26 @@ enum status runfile_describe(char **text, const char *path, int as_json)
         H5Eclear2(H5E_DEFAULT);
         FAIL(ST_FORMAT, "%s: not an HDF5 file; expected the run.h5 of a run directory", path);
     }
+    *bytes = info.st_size;
+    TRY(h5_open(file, path));
+    enum status st = check_format(*file, path);
+    if (st != ST_OK) {
+        H5Fclose(*file);
+        *file = H5I_INVALID_HID;
+    }
+    return st;
+}
+
+enum status runfile_describe(char **text, const char *path, int as_json)
+{
     enum status st = ST_OK;
     hid_t file = H5I_INVALID_HID;
+    int64_t bytes = 0;
     json_t *all = json_object();
-    TRY_GOTO(st, h5_open(&file, path), done);
-    TRY_GOTO(st, check_format(file, path), done);
+    TRY_GOTO(st, runfile_open(&file, &bytes, path), done);
     TRY_GOTO(st, set_member(all, "kind", json_string("run")), done);
     TRY_GOTO(st, set_member(all, "path", json_string(path)), done);
-    TRY_GOTO(st, set_member(all, "bytes", json_integer(info.st_size)), done);
+    TRY_GOTO(st, set_member(all, "bytes", json_integer(bytes)), done);
     TRY_GOTO(st, describe_provenance(all, file), body_failed);
     TRY_GOTO(st, describe_levels(all, file), body_failed);
     TRY_GOTO(st, describe_tables(all, file), body_failed);

@@ -77,7 +77,9 @@ void sampler_part_stats(struct logit_stats *out, const float *logits, int32_t n,
     }
     double sum = 0, sum_l = 0;
     for (int32_t i = 0; i < n; i++) {
-        double d = (double)logits[i] - (double)s.max, e = exp(d);
+        /* a part of nothing but -inf adds nothing; one with a NaN must not pass for it */
+        bool adds = s.max > -INFINITY || isnan(logits[i]);
+        double d = (double)logits[i] - (double)s.max, e = adds ? exp(d) : 0;
         sum += e;
         sum_l += e > 0 ? e * d : 0;
     }
@@ -133,7 +135,7 @@ void sampler_merge(struct logit_stats *out, const struct logit_stats *parts, int
     for (int p = 0; p < n_parts; p++) {
         /* with m the new maximum: sum e^(l-m) (l-m) = e^d (sum_l + d sum), d = part max - m */
         double d = (double)parts[p].max - (double)s.max, e = exp(d);
-        if (e > 0) {
+        if (e > 0 || isnan(parts[p].sum_exp)) {
             sum += e * (double)parts[p].sum_exp;
             sum_l += e * ((double)parts[p].sum_exp_l + d * (double)parts[p].sum_exp);
         }

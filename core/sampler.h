@@ -25,7 +25,7 @@ float sampler_gumbel(const uint64_t key[2], int32_t id);
 float sampler_score(const struct logit_want *want, float logit, int32_t id);
 
 /* Statistics of one contiguous part of logits (host memory), ids first_id.. ; the definition that
- * backends reproduce. */
+ * backends reproduce. A NaN among the logits makes sum_exp NaN, also after merging. */
 void sampler_part_stats(struct logit_stats *out, const float *logits, int32_t n, int32_t first_id,
                         const struct logit_want *want);
 /* Parts in vocabulary order, all of the same want -> the whole vocabulary. out may be parts. */

@@ -1,15 +1,21 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "core/session.h"
 
+#include <stdatomic.h>
+#include <stdio.h>
 #include <string.h>
 #include <time.h>
 
 #include "core/log.h"
 #include "core/mem.h"
 
+/* session.at: no slot is worked on by itself */
+enum { EVERY_SLOT = -1 };
+
 /* One slot's sequence. */
 struct sequence {
     bool active;
+    _Atomic int64_t suspect; /* ordinal of the prompt until its record is out of hand; else -1 */
     const struct prompt *prompt; /* borrowed */
     int32_t turn;
     int32_t n_fed;    /* tokens of this turn's prefill already in the cache */
@@ -37,6 +43,7 @@ struct session {
     struct token_result *results; /* (n_slots) owned */
     int32_t *message;             /* (2 * plan capacity + 2) or (n_slots) owned: broadcasts */
     bool observes;                /* the policy looks at every step */
+    _Atomic int32_t at;           /* the slot that is worked on by itself */
 };
 
 /* A record's capacities. */
@@ -111,9 +118,11 @@ enum status session_create(struct session **out, struct decoder *dec, struct col
                           .config = config,
                           .opt = *options,
                           .max_passes = (int32_t)l.passes,
-                          .observes = (policy->ops->needs & SIGNAL_LOGITS) != 0};
+                          .observes = (policy->ops->needs & SIGNAL_LOGITS) != 0,
+                          .at = EVERY_SLOT};
     TRY_GOTO(st, MEM_NEW(&s->seq, options->n_slots), fail);
     for (int32_t i = 0; i < options->n_slots; i++) {
+        atomic_init(&s->seq[i].suspect, -1);
         TRY_GOTO(st, sequence_create(&s->seq[i], &l, options), fail);
     }
     TRY_GOTO(st, MEM_NEW(&s->passes, l.passes), fail);
@@ -164,6 +173,18 @@ int32_t session_n_active(const struct session *s)
 int32_t session_n_free(const struct session *s)
 {
     return s->opt.n_slots - session_n_active(s);
+}
+
+int32_t session_suspects(const struct session *s, int64_t *ordinals, int32_t capacity)
+{
+    int32_t at = atomic_load(&s->at), n = 0;
+    for (int32_t i = 0; i < s->opt.n_slots && n < capacity; i++) {
+        int64_t ordinal = atomic_load(&s->seq[i].suspect);
+        if (ordinal >= 0 && (at == EVERY_SLOT || at == i)) {
+            ordinals[n++] = ordinal;
+        }
+    }
+    return n;
 }
 
 /* ---- what a sequence is doing ---- */
@@ -235,6 +256,8 @@ enum status session_start(struct session *s, const struct prompt *prompt, int64_
     INVARIANT(slot < s->opt.n_slots && prompt->n_turns <= s->opt.max_turns);
     struct sequence *q = &s->seq[slot];
     struct finished_record *r = &q->rec;
+    atomic_store(&q->suspect, ordinal);
+    atomic_store(&s->at, slot);
     decoder_clear_slot(s->dec, slot);
     q->active = true;
     q->prompt = prompt;
@@ -251,7 +274,9 @@ enum status session_start(struct session *s, const struct prompt *prompt, int64_
     r->n_turns = prompt->n_turns;
     r->n_steps = r->n_switches = r->n_passes = 0;
     r->n_feature_tok = r->feature_dim = 0;
-    return begin_turn(s, q, slot);
+    TRY(begin_turn(s, q, slot));
+    atomic_store(&s->at, EVERY_SLOT);
+    return ST_OK;
 }
 
 static struct logit_want want_of(const struct session *s, const struct sequence *q, int32_t step)
@@ -306,6 +331,7 @@ static enum status finish_prompt(struct session *s, struct sequence *q)
     }
     q->rec.passes = NULL;
     s->n_passes = 0;
+    atomic_store(&q->suspect, -1);
     return ST_OK;
 }
 
@@ -335,6 +361,23 @@ static enum status take_token(struct session *s, struct sequence *q, int32_t slo
 }
 
 /* ---- passes ---- */
+
+/* Names the prompt whose logits are no numbers: it is then the only suspect. */
+static enum status blame(struct session *s, enum status st, int32_t slot, int32_t step,
+                         int32_t level)
+{
+    const struct sequence *q = &s->seq[slot];
+    char where[32] = "prefill";
+    if (st != ST_NUMERIC) {
+        return st;
+    }
+    atomic_store(&s->at, slot);
+    if (step >= 0) {
+        snprintf(where, sizeof where, "step %d", step);
+    }
+    return status_prefix(st, "prompt %lld, turn %d, %s at level %s: ", (long long)q->rec.ordinal,
+                         q->turn, where, s->levels->level[level].text);
+}
 
 /* The policy's plan, from the first rank to all. */
 static enum status make_plan(struct session *s, struct sequence *q, int32_t slot,
@@ -378,8 +421,10 @@ static enum status prefill_chunk(struct session *s, struct sequence *q, int32_t 
     struct logit_want want = want_of(s, q, 0);
     struct token_result result = {0};
     struct pass_record pass;
-    TRY(decoder_prefill(s->dec, slot, s->chunk, n, q->plan.prefill, &want, last ? 1 : 0, &result,
-                        &pass));
+    atomic_store(&s->at, slot);
+    enum status st = decoder_prefill(s->dec, slot, s->chunk, n, q->plan.prefill, &want,
+                                     last ? 1 : 0, &result, &pass);
+    TRY(blame(s, st, slot, -1, q->plan.prefill));
     keep_pass(s, &pass);
     q->n_fed += n;
     if (!last) {
@@ -416,8 +461,10 @@ static enum status observe_steps(struct session *s, int32_t n)
                                   .logprob = r->logprob,
                                   .entropy = r->entropy,
                                   .margin = r->margin};
+        atomic_store(&s->at, s->tokens[i].slot);
         TRY(policy_observe(s->policy, &signals, s->levels->n, &s->message[i]));
     }
+    atomic_store(&s->at, EVERY_SLOT);
     TRY(broadcast_ints(s, n));
     for (int32_t i = 0; i < n; i++) {
         if (s->message[i] >= 0) {
@@ -430,7 +477,7 @@ static enum status observe_steps(struct session *s, int32_t n)
 
 static enum status decode_pass(struct session *s)
 {
-    int32_t n = 0;
+    int32_t n = 0, bad = 0;
     for (int32_t slot = 0; slot < s->opt.n_slots; slot++) {
         struct sequence *q = &s->seq[slot];
         if (q->active) {
@@ -442,7 +489,12 @@ static enum status decode_pass(struct session *s)
         }
     }
     struct pass_record pass;
-    TRY(decoder_step(s->dec, s->tokens, n, s->results, &pass));
+    enum status st = decoder_step(s->dec, s->tokens, n, s->results, &pass);
+    for (int32_t i = n - 1; i >= 0 && st == ST_NUMERIC; i--) {
+        bad = s->results[i].token < 0 ? i : bad;
+    }
+    const struct decode_token *blamed = &s->tokens[bad];
+    TRY(blame(s, st, blamed->slot, s->seq[blamed->slot].n_new - 1, blamed->level));
     keep_pass(s, &pass);
     uint32_t number = s->next_pass - 1;
     TRY(observe_steps(s, n));
@@ -458,6 +510,7 @@ static enum status decode_pass(struct session *s)
                                                               .margin = r->margin,
                                                               .pass = number};
         q->rec.turns[q->turn].n_steps++;
+        atomic_store(&s->at, s->tokens[i].slot);
         TRY(take_token(s, q, s->tokens[i].slot, r->token));
     }
     return ST_OK;
@@ -465,12 +518,17 @@ static enum status decode_pass(struct session *s)
 
 enum status session_advance(struct session *s)
 {
+    int32_t prefilling = -1;
     bool any = false;
-    for (int32_t slot = 0; slot < s->opt.n_slots; slot++) {
-        if (is_prefilling(&s->seq[slot])) {
-            return prefill_chunk(s, &s->seq[slot], slot);
-        }
+    for (int32_t slot = 0; slot < s->opt.n_slots && prefilling < 0; slot++) {
+        prefilling = is_prefilling(&s->seq[slot]) ? slot : -1;
         any = any || s->seq[slot].active;
     }
-    return any ? decode_pass(s) : ST_OK;
+    if (prefilling >= 0) {
+        TRY(prefill_chunk(s, &s->seq[prefilling], prefilling));
+    } else if (any) {
+        TRY(decode_pass(s));
+    }
+    atomic_store(&s->at, EVERY_SLOT);
+    return ST_OK;
 }

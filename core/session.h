@@ -59,7 +59,13 @@ int32_t session_n_active(const struct session *s);
 MUST_CHECK enum status session_start(struct session *s, const struct prompt *prompt,
                                      int64_t ordinal, const uint64_t key[2], int32_t attempt);
 /* One pass: a prefill chunk if a slot has prompt tokens left, else one step of every active slot.
- * Does nothing when no slot is active. */
+ * Does nothing when no slot is active. Errors: those of decoder and policy; ST_NUMERIC names
+ * prompt, step and level. */
 MUST_CHECK enum status session_advance(struct session *s);
+/* Which prompts a crash or an error would be laid to now: the one that is worked on by itself (its
+ * start, a prefill chunk, its plan, its end), else every active one. After an error they stay what
+ * they were when it was found. Writes at most capacity ordinals, returns how many.
+ * Async-signal-safe. */
+int32_t session_suspects(const struct session *s, int64_t *ordinals, int32_t capacity);
 
 #endif

@@ -12,12 +12,27 @@ static _Thread_local char message[MESSAGE_BYTES];
 static _Thread_local char trace[TRACE_BYTES];
 static status_abort_fn *abort_hook;
 
+static const char *base_name(const char *file)
+{
+    const char *base = strrchr(file, '/');
+    return base ? base + 1 : file;
+}
+
 static void trace_add(const char *file, int line, const char *func)
 {
     size_t used = strlen(trace);
-    const char *base = strrchr(file, '/');
-    snprintf(trace + used, sizeof trace - used, "    at %s (%s:%d)\n", func, base ? base + 1 : file,
-             line);
+    snprintf(trace + used, sizeof trace - used, "    at %s (%s:%d)\n", func, base_name(file), line);
+}
+
+/* Names and texts in a message may come from a hostile file: they must neither end its line nor
+ * steer the terminal. */
+static void show_controls(void)
+{
+    for (char *c = message; *c; c++) {
+        if ((unsigned char)*c < 0x20 || *c == 0x7f) {
+            *c = '?';
+        }
+    }
 }
 
 enum status status_raise(enum status st, const char *file, int line, const char *func,
@@ -27,6 +42,7 @@ enum status status_raise(enum status st, const char *file, int line, const char 
     va_start(ap, fmt);
     vsnprintf(message, sizeof message, fmt, ap);
     va_end(ap);
+    show_controls();
     trace[0] = '\0';
     trace_add(file, line, func);
     return st;
@@ -51,6 +67,7 @@ enum status status_prefix(enum status st, const char *fmt, ...)
     }
     size_t used = (size_t)n < sizeof message ? (size_t)n : sizeof message - 1;
     snprintf(message + used, sizeof message - used, "%s", old);
+    show_controls();
     return st;
 }
 
@@ -80,6 +97,7 @@ const char *status_name(enum status st)
         [ST_MPI] = "ST_MPI",         [ST_NCCL] = "ST_NCCL",
         [ST_HDF5] = "ST_HDF5",       [ST_TIMEOUT] = "ST_TIMEOUT",
         [ST_NUMERIC] = "ST_NUMERIC", [ST_STOPPED] = "ST_STOPPED",
+        [ST_DIFFERS] = "ST_DIFFERS",
     };
     return (unsigned)st < ST_N ? names[st] : "ST_?";
 }
@@ -91,10 +109,10 @@ void status_set_abort(status_abort_fn *hook)
 
 void status_invariant_failed(const char *file, int line, const char *func, const char *what)
 {
-    fprintf(
-        stderr,
-        "pmpd: broken invariant `%s` in %s (%s:%d); this is a defect of pmpd: please report it\n",
-        what, func, file, line);
+    snprintf(message, sizeof message,
+             "broken invariant `%s` in %s (%s:%d); this is a defect of pmpd: please report it",
+             what, func, base_name(file), line);
+    fprintf(stderr, "pmpd: %s\n", message);
     if (abort_hook) {
         abort_hook();
     }

@@ -20,15 +20,16 @@ enum status {
     ST_TIMEOUT,
     ST_NUMERIC, /* a result that is not a number */
     ST_STOPPED, /* stopped on request (signal, deadline): the same command again resumes */
+    ST_DIFFERS, /* a comparison found what should be equal to differ */
     ST_N
 };
 
 #define MUST_CHECK __attribute__((warn_unused_result))
 #define PRINTF(a, b) __attribute__((format(printf, a, b)))
 
-/* Stores the message (one line: what was found, what was expected, what to do) and starts a new
- * traceback. Returns st, so that FAIL can return it. Never fails. Per thread.
- */
+/* Stores the message (one line: what was found, what was expected, what to do; control characters
+ * become '?') and starts a new traceback. Returns st, so that FAIL can return it. Never fails. Per
+ * thread. */
 enum status status_raise(enum status st, const char *file, int line, const char *func,
                          const char *fmt, ...) PRINTF(5, 6);
 /* Adds one line to the traceback; returns st. */
@@ -65,7 +66,8 @@ const char *status_name(enum status st);
     } while (0)
 
 /* A broken invariant of our own: prints where, calls the abort hook, never returns. Active in
- * every build. The hook (MPI_Abort in the program) is set once at start. */
+ * every build. The hook (MPI_Abort in the program) is set once at start and finds what was printed
+ * in status_message. */
 typedef void status_abort_fn(void);
 void status_set_abort(status_abort_fn *hook);
 void status_invariant_failed(const char *file, int line, const char *func, const char *what)

@@ -19,6 +19,7 @@ enum {
     TOKENIZER_MAX_SPLITS = 8,      /* patterns applied one after the other */
     TOKENIZER_MAX_NORMS = 8,
     TOKENIZER_MAX_REPLACEMENT = 16, /* bytes of a normaliser's string */
+    TOKENIZER_MAX_GROWTH = 16,      /* of a text, by all replacements together */
     TOKENIZER_MAX_PREFIX = 16,      /* ids that the post-processor puts first */
     TOKENIZER_MAX_TEXT = 1 << 28,   /* bytes of one text */
 };

@@ -331,11 +331,11 @@ enum status tokenizer_load_spm(struct tokenizer *tok, const char *folder, const 
                           .unk_surface_bytes = sizeof unk_surface - 1};
     TRY(refuse_added_tokens(folder));
     TRY_GOTO(st, read_whole(&file, path), done);
-    const unsigned char *data = (const unsigned char *)file.data;
-    struct message m = {.at = data, .end = data + file.n};
     if (file.n == 0) {
         FAIL_GOTO(st, ST_FORMAT, done, "%s is empty", path);
     }
+    const unsigned char *data = (const unsigned char *)file.data;
+    struct message m = {.at = data, .end = data + file.n};
     TRY_GOTO(st, read_facts(m, &facts, path), done);
     if (facts.unk_surface_bytes > TOKENIZER_MAX_PIECE ||
         utf8_check((const char *)facts.unk_surface, facts.unk_surface_bytes) <

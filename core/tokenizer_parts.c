@@ -99,7 +99,7 @@ static enum status read_replace(const json_t *part, struct norm_step *step, cons
 static enum status load_normalizer(struct tokenizer *tok, const json_t *root, const char *path)
 {
     const json_t *part = json_member(root, "normalizer"), *items = NULL;
-    size_t n = 0;
+    size_t n = 0, growth = 1;
     if (!part) {
         return ST_OK;
     }
@@ -126,6 +126,16 @@ static enum status load_normalizer(struct tokenizer *tok, const json_t *root, co
                  "%s: normalizer %.60s is not supported; known: Prepend, Replace (of a string), "
                  "NFC, and a Sequence of them",
                  path, type);
+        }
+        // each step of eight may write sixteen bytes for one
+        if (step->kind == NORM_REPLACE && strlen(step->to) > strlen(step->from)) {
+            growth *= (strlen(step->to) + strlen(step->from) - 1) / strlen(step->from);
+        }
+        if (growth > TOKENIZER_MAX_GROWTH) {
+            FAIL(ST_UNSUPPORTED,
+                 "%s: the normalizers make a text up to %zu times as long, more "
+                 "than %d",
+                 path, growth, TOKENIZER_MAX_GROWTH);
         }
     }
     return ST_OK;

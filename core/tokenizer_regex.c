@@ -9,8 +9,11 @@
 #include "core/mem.h"
 
 enum {
-    MAX_PATTERN = 4096,     /* bytes */
-    MATCH_STEPS = 10000000, /* of one match; a run of a million spaces needs a million */
+    MAX_PATTERN = 4096, /* bytes */
+    FIRST_STEPS =
+        10000,       /* of one attempt at a match, and so many more for each byte that is left: */
+    BYTE_STEPS = 16, /* the patterns of real tokenizers need about one for each */
+    MOST_STEPS = 1 << 30,
     MATCH_HEAP_KIB = 256 * 1024,
     JIT_STACK_FIRST = 64 * 1024, /* bytes */
     JIT_STACK_LAST = 16 * 1024 * 1024
@@ -247,7 +250,6 @@ enum status regex_scratch_create(struct regex_scratch **out)
         regex_scratch_free(&s);
         FAIL(ST_NOMEM, "out of memory for splitting text");
     }
-    pcre2_set_match_limit(s->context, MATCH_STEPS);
     pcre2_set_heap_limit(s->context, MATCH_HEAP_KIB);
     s->stack = pcre2_jit_stack_create(JIT_STACK_FIRST, JIT_STACK_LAST, NULL);
     if (s->stack) {
@@ -271,6 +273,8 @@ void regex_scratch_free(struct regex_scratch **s)
 enum status regex_find(const struct regex *re, struct regex_scratch *s, const char *text,
                        size_t bytes, size_t from, size_t *begin, size_t *end)
 {
+    size_t steps = FIRST_STEPS + BYTE_STEPS * (bytes - from);
+    pcre2_set_match_limit(s->context, steps < MOST_STEPS ? (uint32_t)steps : MOST_STEPS);
     // the text was checked once as a whole; checking it at every match would cost its square
     int rc = pcre2_match(re->code, (PCRE2_SPTR)text, bytes, from, PCRE2_NO_UTF_CHECK, s->match,
                          s->context);

@@ -11,6 +11,7 @@
 
 #include "core/log.h"
 #include "core/mem.h"
+#include "dist/lifeline.h"
 #include "dist/watchdog.h"
 
 enum { MESSAGE_BYTES = 2048, BROADCAST_PIECE = 1 << 30, INVARIANT_EXIT_CODE = 70 };
@@ -29,6 +30,7 @@ enum status env_mpi_check(int rc, const char *call, const char *file, int line, 
 
 static void abort_hook(void)
 {
+    lifeline_report(status_message(), true);
     env_abort(INVARIANT_EXIT_CODE);
 }
 
@@ -60,7 +62,8 @@ enum status env_start(struct env *env, int *argc, char ***argv)
     *env = (struct env){.world = MPI_COMM_NULL,
                         .lease_comm = MPI_COMM_NULL,
                         .replica_comm = MPI_COMM_NULL,
-                        .size = 1};
+                        .size = 1,
+                        .start_s = clock_s()};
     int n_tasks = srun_tasks();
     // some MPI libraries end the process inside MPI_Init in this case, with less helpful words
     if (n_tasks > 1 && !getenv("PMIX_RANK") && !getenv("PMI_RANK") && !getenv("PMI_FD")) {
@@ -143,6 +146,24 @@ enum status env_agree(struct env *env, enum status st)
     }
     news.text[sizeof news.text - 1] = '\0';
     FAIL((enum status)news.st, "rank %d: %s", first, news.text);
+}
+
+static enum status compare_text(const char *what, const char *text, const char *first,
+                                const char *fix)
+{
+    if (strcmp(text, first) != 0) {
+        FAIL(ST_USER, "%s is %s here and %s on rank 0: %s", what, text, first, fix);
+    }
+    return ST_OK;
+}
+
+enum status env_agree_text(struct env *env, const char *what, const char *text, const char *fix)
+{
+    char first[256] = "";
+    INVARIANT(strlen(text) < sizeof first);
+    snprintf(first, sizeof first, "%s", text);
+    TRY_MPI(MPI_Bcast(first, (int)sizeof first, MPI_CHAR, 0, env->world));
+    return env_agree(env, compare_text(what, text, first, fix));
 }
 
 enum status env_broadcast_text(struct env *env, char **text)

@@ -29,7 +29,8 @@ struct env {
     /* after env_grid: */
     MPI_Comm replica_comm;
     int replica, n_replicas, tensor_rank, tensor_size;
-    bool started; /* MPI was initialised by env_start */
+    bool started;   /* MPI was initialised by env_start */
+    double start_s; /* clock_s when env_start began */
 };
 
 /* MPI_Init_thread(FUNNELED), own communicator, errors return. Sets the log's rank and the abort
@@ -47,6 +48,10 @@ MUST_CHECK enum status env_grid(struct env *env, int tensor_ranks);
  * where another failed gets the first failing rank's status, its message prefixed with "rank N: ".
  */
 MUST_CHECK enum status env_agree(struct env *env, enum status st);
+/* Collective over the world: every rank has the same text of less than 256 bytes about `what`, or
+ * every rank fails. Errors: ST_USER with both texts and `fix`, what to do about it. */
+MUST_CHECK enum status env_agree_text(struct env *env, const char *what, const char *text,
+                                      const char *fix);
 /* Collective: bytes of text from rank 0 to all; *text is allocated (mem_free) on the other ranks.
  */
 MUST_CHECK enum status env_broadcast_text(struct env *env, char **text);

@@ -6,6 +6,7 @@
 #include <inttypes.h>
 #include <isa-l.h>
 #include <limits.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/file.h>
@@ -15,6 +16,7 @@
 
 #include "core/log.h"
 #include "core/mem.h"
+#include "dist/journal_bytes.h"
 
 enum { MAGIC_BYTES = 4, HEAD_BYTES = 16, TORN_FIRST_BYTES = 4096 };
 static const char MAGIC[MAGIC_BYTES] = {'P', 'M', 'J', '1'};
@@ -24,32 +26,10 @@ struct journal {
     int64_t size;         /* bytes of whole records: where the next one begins */
     unsigned char *frame; /* (frame_bytes) owned */
     size_t frame_bytes;
-    bool broken; /* a failed append could not be cut back */
+    bool broken;          /* a failed append could not be cut back */
+    pthread_mutex_t lock; /* of all but fd and path: faults are appended by another thread */
     char path[PATH_MAX];
 };
-
-static void put_u32(unsigned char *p, uint32_t v)
-{
-    for (int i = 0; i < 4; i++) {
-        p[i] = (unsigned char)(v >> (8 * i));
-    }
-}
-
-static void put_u64(unsigned char *p, uint64_t v)
-{
-    put_u32(p, (uint32_t)v);
-    put_u32(p + 4, (uint32_t)(v >> 32));
-}
-
-static uint32_t get_u32(const unsigned char *p)
-{
-    return (uint32_t)p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
-}
-
-static uint64_t get_u64(const unsigned char *p)
-{
-    return (uint64_t)get_u32(p) | (uint64_t)get_u32(p + 4) << 32;
-}
 
 /* CRC-32C of kind, length (bytes 4..11 of the head) and payload. */
 static uint32_t frame_crc(const unsigned char *head, const unsigned char *payload, size_t bytes)
@@ -322,6 +302,7 @@ enum status journal_open(struct journal **out, const char *dir, journal_visit_fn
     TRY(make_directories(dir));
     TRY(MEM_NEW(&j, 1));
     j->fd = -1;
+    pthread_mutex_init(&j->lock, NULL);
     TRY_GOTO(st, journal_path(j->path, dir), failed);
     j->fd = open(j->path, O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
     if (j->fd < 0) {
@@ -388,13 +369,32 @@ static const char *advice(int error)
     return "check the file system and start again: finished prompts are kept";
 }
 
-enum status journal_append(struct journal *j, uint32_t kind, const void *payload, size_t bytes,
-                           bool durable)
+static enum status reserve(struct journal *j, size_t payload_bytes)
+{
+    if (payload_bytes > JOURNAL_MAX_PAYLOAD) {
+        FAIL(ST_SHAPE,
+             "%s: a record of %zu bytes, at most %d are allowed; record fewer features "
+             "(output.kv_features)",
+             j->path, payload_bytes, JOURNAL_MAX_PAYLOAD);
+    }
+    size_t need = payload_bytes + HEAD_BYTES;
+    if (need > j->frame_bytes) {
+        unsigned char *frame = NULL;
+        TRY(MEM_NEW(&frame, need));
+        mem_free(j->frame);
+        j->frame = frame;
+        j->frame_bytes = need;
+    }
+    return ST_OK;
+}
+
+static enum status append(struct journal *j, uint32_t kind, const void *payload, size_t bytes,
+                          bool durable)
 {
     if (j->broken) {
         FAIL(ST_IO, "%s: an earlier write failed and could not be undone; start again", j->path);
     }
-    TRY(journal_reserve(j, bytes));
+    TRY(reserve(j, bytes));
     memcpy(j->frame, MAGIC, MAGIC_BYTES);
     put_u32(j->frame + 4, kind);
     put_u32(j->frame + 8, (uint32_t)bytes);
@@ -420,23 +420,21 @@ enum status journal_append(struct journal *j, uint32_t kind, const void *payload
     return ST_OK;
 }
 
+enum status journal_append(struct journal *j, uint32_t kind, const void *payload, size_t bytes,
+                           bool durable)
+{
+    pthread_mutex_lock(&j->lock);
+    enum status st = append(j, kind, payload, bytes, durable);
+    pthread_mutex_unlock(&j->lock);
+    return st;
+}
+
 enum status journal_reserve(struct journal *j, size_t payload_bytes)
 {
-    if (payload_bytes > JOURNAL_MAX_PAYLOAD) {
-        FAIL(ST_SHAPE,
-             "%s: a record of %zu bytes, at most %d are allowed; record fewer features "
-             "(output.kv_features)",
-             j->path, payload_bytes, JOURNAL_MAX_PAYLOAD);
-    }
-    size_t need = payload_bytes + HEAD_BYTES;
-    if (need > j->frame_bytes) {
-        unsigned char *frame = NULL;
-        TRY(MEM_NEW(&frame, need));
-        mem_free(j->frame);
-        j->frame = frame;
-        j->frame_bytes = need;
-    }
-    return ST_OK;
+    pthread_mutex_lock(&j->lock);
+    enum status st = reserve(j, payload_bytes);
+    pthread_mutex_unlock(&j->lock);
+    return st;
 }
 
 void journal_close(struct journal **j)
@@ -450,97 +448,8 @@ void journal_close(struct journal **j)
         }
         close((*j)->fd);
     }
+    pthread_mutex_destroy(&(*j)->lock);
     mem_free((*j)->frame);
     mem_free(*j);
     *j = NULL;
-}
-
-enum {
-    RUN_BYTES = 4 + 8,
-    START_BYTES = 8 + 16 + 12,
-    REASON_BYTES = sizeof(((struct journal_failed *)0)->reason),
-    FAILED_BYTES = 8 + 16 + 4 + REASON_BYTES
-};
-_Static_assert((int)FAILED_BYTES <= (int)JOURNAL_SMALL_BYTES, "the largest small record");
-
-size_t journal_pack_run(void *buf, const struct journal_run *r)
-{
-    unsigned char *p = buf;
-    uint64_t bits = 0;
-    memcpy(&bits, &r->unix_s, sizeof bits);
-    put_u32(p, (uint32_t)r->epoch);
-    put_u64(p + 4, bits);
-    return RUN_BYTES;
-}
-
-size_t journal_pack_start(void *buf, const struct journal_start *r)
-{
-    unsigned char *p = buf;
-    put_u64(p, (uint64_t)r->ordinal);
-    put_u64(p + 8, r->key[0]);
-    put_u64(p + 16, r->key[1]);
-    put_u32(p + 24, (uint32_t)r->attempt);
-    put_u32(p + 28, (uint32_t)r->epoch);
-    put_u32(p + 32, (uint32_t)r->replica);
-    return START_BYTES;
-}
-
-size_t journal_pack_failed(void *buf, const struct journal_failed *r)
-{
-    unsigned char *p = buf;
-    put_u64(p, (uint64_t)r->ordinal);
-    put_u64(p + 8, r->key[0]);
-    put_u64(p + 16, r->key[1]);
-    put_u32(p + 24, (uint32_t)r->attempts);
-    size_t n = strnlen(r->reason, REASON_BYTES - 1);
-    memset(p + 28, 0, REASON_BYTES);
-    memcpy(p + 28, r->reason, n);
-    return FAILED_BYTES;
-}
-
-static enum status check_bytes(const char *what, size_t found, size_t expected)
-{
-    if (found != expected) {
-        FAIL(ST_FORMAT,
-             "journal: a %s record of %zu bytes, expected %zu; was it written by "
-             "another version of pmpd?",
-             what, found, expected);
-    }
-    return ST_OK;
-}
-
-enum status journal_unpack_run(struct journal_run *out, const void *buf, size_t bytes)
-{
-    TRY(check_bytes("run", bytes, RUN_BYTES));
-    const unsigned char *p = buf;
-    uint64_t bits = get_u64(p + 4);
-    out->epoch = (int32_t)get_u32(p);
-    memcpy(&out->unix_s, &bits, sizeof bits);
-    return ST_OK;
-}
-
-enum status journal_unpack_start(struct journal_start *out, const void *buf, size_t bytes)
-{
-    TRY(check_bytes("start", bytes, START_BYTES));
-    const unsigned char *p = buf;
-    *out = (struct journal_start){.ordinal = (int64_t)get_u64(p),
-                                  .key = {get_u64(p + 8), get_u64(p + 16)},
-                                  .attempt = (int32_t)get_u32(p + 24),
-                                  .epoch = (int32_t)get_u32(p + 28),
-                                  .replica = (int32_t)get_u32(p + 32)};
-    return ST_OK;
-}
-
-enum status journal_unpack_failed(struct journal_failed *out, const void *buf, size_t bytes)
-{
-    TRY(check_bytes("failed", bytes, FAILED_BYTES));
-    const unsigned char *p = buf;
-    *out = (struct journal_failed){.ordinal = (int64_t)get_u64(p),
-                                   .key = {get_u64(p + 8), get_u64(p + 16)},
-                                   .attempts = (int32_t)get_u32(p + 24)};
-    memcpy(out->reason, p + 28, REASON_BYTES);
-    if (out->reason[REASON_BYTES - 1] != '\0') {
-        FAIL(ST_FORMAT, "journal: the reason of a failed record has no end");
-    }
-    return ST_OK;
 }

@@ -19,7 +19,10 @@ enum journal_kind {
     JOURNAL_START = 2,    /* struct journal_start: an attempt at a prompt begins */
     JOURNAL_FINISHED = 3, /* trace_pack */
     JOURNAL_FAILED = 4,   /* struct journal_failed */
-    JOURNAL_STATE = 5     /* controller state, opaque */
+    JOURNAL_STATE = 5,    /* controller state, opaque */
+    JOURNAL_FAULT = 6,    /* struct journal_fault: an attempt ended the job, by error or signal */
+    JOURNAL_END = 7,      /* struct journal_end: this start of the program ended as it should */
+    JOURNAL_RETRY = 8     /* empty: faults, failures and deaths before this do not count */
 };
 
 struct journal_run {
@@ -35,6 +38,22 @@ struct journal_failed {
     int64_t ordinal;
     uint64_t key[2];
     int32_t attempts;
+    char reason[256];
+};
+/* A rank died at this prompt, or at one of n_company prompts that it decoded together (each gets a
+ * record). */
+struct journal_fault {
+    int64_t ordinal;
+    uint64_t key[2];
+    int32_t epoch, rank, n_company;
+    int32_t signal; /* 0: an error */
+    char reason[256];
+};
+enum journal_how { JOURNAL_DONE = 0, JOURNAL_STOPPED = 1, JOURNAL_ERROR = 2 };
+/* Without this record, and without a fault, a start of the program died silently. */
+struct journal_end {
+    int32_t epoch, how; /* enum journal_how; ERROR: an error that named no prompt */
+    double unix_s;
     char reason[256];
 };
 
@@ -59,7 +78,7 @@ MUST_CHECK enum status journal_read(const char *dir, journal_visit_fn *visit, vo
 /* Appends one record with one write() and, if durable, fdatasync. No allocation: the frame is put
  * together in a buffer that grows only when a payload is larger than any before (reserve first).
  * Errors: ST_IO (names path; disk full: what to do), ST_SHAPE (more than JOURNAL_MAX_PAYLOAD);
- * after a failed append the file is cut back. */
+ * after a failed append the file is cut back. May be called from two threads. */
 MUST_CHECK enum status journal_append(struct journal *j, uint32_t kind, const void *payload,
                                       size_t bytes, bool durable);
 MUST_CHECK enum status journal_reserve(struct journal *j, size_t payload_bytes);
@@ -70,10 +89,15 @@ enum { JOURNAL_SMALL_BYTES = 320 };
 size_t journal_pack_run(void *buf, const struct journal_run *r);
 size_t journal_pack_start(void *buf, const struct journal_start *r);
 size_t journal_pack_failed(void *buf, const struct journal_failed *r);
+size_t journal_pack_fault(void *buf, const struct journal_fault *r);
+size_t journal_pack_end(void *buf, const struct journal_end *r);
 MUST_CHECK enum status journal_unpack_run(struct journal_run *out, const void *buf, size_t bytes);
 MUST_CHECK enum status journal_unpack_start(struct journal_start *out, const void *buf,
                                             size_t bytes);
 MUST_CHECK enum status journal_unpack_failed(struct journal_failed *out, const void *buf,
                                              size_t bytes);
+MUST_CHECK enum status journal_unpack_fault(struct journal_fault *out, const void *buf,
+                                            size_t bytes);
+MUST_CHECK enum status journal_unpack_end(struct journal_end *out, const void *buf, size_t bytes);
 
 #endif

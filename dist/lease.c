@@ -7,14 +7,18 @@
 #include <string.h>
 #include <time.h>
 
+#include "core/log.h"
 #include "core/mem.h"
+#include "dist/stop.h"
 #include "dist/watchdog.h"
 
-/* Client to owner: TAG_REQUEST (empty), TAG_RECORD (struct record_head, packed record).
- * Owner to client: TAG_ANSWER (struct answer), one for every request. Records are sent with the
- * synchronous mode: the send ends only when the owner has matched it, so no acknowledgement is
- * needed. All ranks are one executable, so structs travel as bytes. */
-enum { TAG_REQUEST = 1, TAG_RECORD = 2, TAG_ANSWER = 3 };
+/* Client to owner: TAG_REQUEST (empty), TAG_RECORD (struct record_head, packed record), TAG_LEAVE
+ * (empty, the last one). Owner to client: TAG_ANSWER (struct answer), one for every request;
+ * TAG_STOP (empty), exactly one for every client: when the run begins to stop, or else when the
+ * client leaves. A client waits for it, so that no message is ever left over and none is awaited in
+ * vain. Records are sent with the synchronous mode: the send ends only when the owner has matched
+ * it, so no acknowledgement is needed. All ranks are one executable, so structs travel as bytes. */
+enum { TAG_REQUEST = 1, TAG_RECORD = 2, TAG_ANSWER = 3, TAG_LEAVE = 4, TAG_STOP = 5 };
 
 static const long IDLE_NS = 200 * 1000;
 
@@ -36,10 +40,12 @@ enum item_state { ITEM_WAITING = 0, ITEM_OUT, ITEM_DONE };
 struct peer {
     MPI_Request recv; /* of the record under way */
     MPI_Request send; /* of the last answer */
+    MPI_Request stop; /* of the one TAG_STOP */
     size_t recv_bytes;
     unsigned char *record; /* (record_bytes) owned */
     struct answer answer;
-    bool told; /* that nothing is left */
+    bool told; /* TAG_STOP is sent */
+    bool left;
 };
 
 struct lease_owner {
@@ -51,8 +57,11 @@ struct lease_owner {
     int32_t *holders;                  /* (n) owned: replica */
     struct peer *peers;                /* (n_replicas) owned; [0] is not used */
     int64_t n, n_given, n_done, n_own; /* n_own: given to replica 0, not done */
-    int32_t epoch, n_told, n_receiving;
-    size_t record_bytes; /* head and packed record */
+    int32_t epoch, n_left, n_receiving;
+    bool own_left;        /* rank 0's own client */
+    double deadline_s;    /* of clock_s; 0: none */
+    const char *stopping; /* why; NULL: it is not. Static text */
+    size_t record_bytes;  /* head and packed record */
     lease_done_fn *done;
     void *ctx;
 };
@@ -63,9 +72,9 @@ struct lease_client {
     unsigned char *record;     /* (record_bytes) owned */
     size_t record_bytes;
     double timeout_s;
-    MPI_Request request, reply, send;
+    MPI_Request request, reply, send, stop;
     struct answer answer;
-    bool asked, none_left;
+    bool asked, none_left, stopped;
 };
 
 static void idle(void)
@@ -86,9 +95,12 @@ static enum status check_record_bytes(size_t *out, size_t max_record_bytes)
     return ST_OK;
 }
 
-static int larger_first(const void *pa, const void *pb)
+static int in_turn(const void *pa, const void *pb)
 {
     const struct lease_item *a = pa, *b = pb;
+    if ((a->alone != 0) != (b->alone != 0)) {
+        return a->alone ? 1 : -1;
+    }
     if (a->cost != b->cost) {
         return a->cost > b->cost ? -1 : 1;
     }
@@ -135,14 +147,14 @@ static enum status owner_allocate(struct lease_owner *o, const struct lease_item
     TRY(MEM_NEW(&o->holders, o->n));
     TRY(MEM_NEW(&o->peers, o->env->n_replicas));
     for (int r = 0; r < o->env->n_replicas; r++) {
-        o->peers[r].recv = o->peers[r].send = MPI_REQUEST_NULL;
+        o->peers[r].recv = o->peers[r].send = o->peers[r].stop = MPI_REQUEST_NULL;
     }
     for (int r = 1; r < o->env->n_replicas; r++) {
         TRY(MEM_NEW(&o->peers[r].record, o->record_bytes));
     }
     if (o->n > 0) {
         memcpy(o->items, items, (size_t)o->n * sizeof *items);
-        qsort(o->items, (size_t)o->n, sizeof *o->items, larger_first);
+        qsort(o->items, (size_t)o->n, sizeof *o->items, in_turn);
         TRY(index_items(o));
     }
     return journal_reserve(o->journal, o->record_bytes);
@@ -192,6 +204,7 @@ void lease_owner_destroy(struct lease_owner **owner)
     for (int r = 0; o->peers && r < o->env->n_replicas; r++) {
         drop_request(&o->peers[r].recv);
         drop_request(&o->peers[r].send);
+        drop_request(&o->peers[r].stop);
         mem_free(o->peers[r].record);
     }
     mem_free(o->peers);
@@ -203,11 +216,51 @@ void lease_owner_destroy(struct lease_owner **owner)
     *owner = NULL;
 }
 
-/* The next prompt for a replica, its start journalled; false: none is left. */
+void lease_owner_set_deadline(struct lease_owner *owner, double seconds)
+{
+    owner->deadline_s = seconds > 0 ? clock_s() + seconds : 0;
+}
+
+const char *lease_owner_stopping(const struct lease_owner *owner)
+{
+    return owner->n_done < owner->n ? owner->stopping : NULL;
+}
+
+static enum status tell_stop(struct lease_owner *o, int32_t replica)
+{
+    struct peer *p = &o->peers[replica];
+    if (!p->told) {
+        p->told = true;
+        TRY_MPI(MPI_Isend(NULL, 0, MPI_BYTE, replica * o->env->tensor_size, TAG_STOP,
+                          o->env->lease_comm, &p->stop));
+    }
+    return ST_OK;
+}
+
+/* A wish to stop that comes when all is done changes nothing: the run ends as it would have. */
+static enum status look_for_stop(struct lease_owner *o)
+{
+    if (o->stopping || o->n_done == o->n) {
+        return ST_OK;
+    }
+    if (stop_asked()) {
+        o->stopping = stop_reason();
+    } else if (o->deadline_s > 0 && clock_s() >= o->deadline_s) {
+        o->stopping = "run.deadline_s";
+    } else {
+        return ST_OK;
+    }
+    for (int r = 1; r < o->env->n_replicas; r++) {
+        TRY(tell_stop(o, r));
+    }
+    return ST_OK;
+}
+
+/* The next prompt for a replica, its start journalled; false: none is left, or none is given. */
 static enum status give_item(struct lease_owner *o, int32_t replica, bool *granted,
                              struct lease_item *item)
 {
-    *granted = o->n_given < o->n;
+    *granted = o->n_given < o->n && !o->stopping;
     if (!*granted) {
         return ST_OK;
     }
@@ -285,10 +338,6 @@ static enum status answer_request(struct lease_owner *o, int32_t replica)
     p->answer = (struct answer){0};
     TRY(give_item(o, replica, &granted, &p->answer.item));
     p->answer.granted = granted;
-    if (!granted && !p->told) {
-        p->told = true;
-        o->n_told++;
-    }
     TRY_MPI(MPI_Isend(&p->answer, (int)sizeof p->answer, MPI_BYTE, replica * o->env->tensor_size,
                       TAG_ANSWER, o->env->lease_comm, &p->send));
     return ST_OK;
@@ -305,6 +354,12 @@ static enum status serve_message(struct lease_owner *o, MPI_Message *message,
     if (probed->MPI_TAG == TAG_REQUEST && bytes == 0) {
         TRY_MPI(MPI_Mrecv(NULL, 0, MPI_BYTE, message, MPI_STATUS_IGNORE));
         return answer_request(o, replica);
+    }
+    if (probed->MPI_TAG == TAG_LEAVE && bytes == 0 && !p->left) {
+        TRY_MPI(MPI_Mrecv(NULL, 0, MPI_BYTE, message, MPI_STATUS_IGNORE));
+        p->left = true;
+        o->n_left++;
+        return tell_stop(o, replica);
     }
     if (probed->MPI_TAG != TAG_RECORD || bytes < 0 || (size_t)bytes > o->record_bytes) {
         FAIL(ST_FORMAT,
@@ -346,6 +401,7 @@ static enum status take_arrived(struct lease_owner *o, bool *any)
 static enum status serve_waiting(struct lease_owner *o, bool *any)
 {
     *any = false;
+    TRY(look_for_stop(o));
     if (o->env->n_replicas == 1) {
         return ST_OK;
     }
@@ -375,9 +431,8 @@ enum status lease_owner_poll(struct lease_owner *owner)
 enum status lease_owner_serve(struct lease_owner *owner)
 {
     struct lease_owner *o = owner;
-    // nobody else could do what rank 0 holds, or what is left when there is nobody else
-    INVARIANT(o->n_own == 0 && (o->env->n_replicas > 1 || o->n_done == o->n));
-    while (o->n_done < o->n || o->n_told < o->env->n_replicas - 1) {
+    INVARIANT(o->own_left);
+    while (o->n_left < o->env->n_replicas - 1 || o->n_receiving > 0) {
         bool any = false;
         TRY(serve_waiting(o, &any));
         if (!any) {
@@ -386,6 +441,13 @@ enum status lease_owner_serve(struct lease_owner *owner)
     }
     for (int r = 1; r < o->env->n_replicas; r++) {
         TRY_MPI(MPI_Wait(&o->peers[r].send, MPI_STATUS_IGNORE));
+        TRY_MPI(MPI_Wait(&o->peers[r].stop, MPI_STATUS_IGNORE));
+    }
+    if (o->n_done < o->n && !o->stopping) {
+        FAIL(ST_FORMAT,
+             "every replica has left, but only %" PRId64 " of %" PRId64
+             " prompts came back; this is a defect of pmpd",
+             o->n_done, o->n);
     }
     return ST_OK;
 }
@@ -401,11 +463,15 @@ enum status lease_client_create(struct lease_client **out, struct env *env,
     c->env = env;
     c->owner = owner;
     c->timeout_s = timeout_s;
-    c->request = c->reply = c->send = MPI_REQUEST_NULL;
+    c->request = c->reply = c->send = c->stop = MPI_REQUEST_NULL;
     TRY_GOTO(st, check_record_bytes(&c->record_bytes, max_record_bytes), failed);
     TRY_GOTO(st, MEM_NEW(&c->record, c->record_bytes), failed);
     if (timeout_s > 0) {
         TRY_GOTO(st, watchdog_start(env->rank), failed);
+    }
+    if (!owner) {
+        int rc = MPI_Irecv(NULL, 0, MPI_BYTE, 0, TAG_STOP, env->lease_comm, &c->stop);
+        TRY_GOTO(st, env_mpi_check(rc, "MPI_Irecv", __FILE__, __LINE__, __func__), failed);
     }
     *out = c;
     return ST_OK;
@@ -423,6 +489,7 @@ void lease_client_destroy(struct lease_client **client)
     drop_request(&c->request);
     drop_request(&c->reply);
     drop_request(&c->send);
+    drop_request(&c->stop);
     mem_free(c->record);
     mem_free(c);
     *client = NULL;
@@ -439,10 +506,19 @@ static enum status ask(struct lease_client *c)
     return ST_OK;
 }
 
-enum status lease_client_progress(struct lease_client *client)
+enum status lease_client_progress(struct lease_client *client, bool *stop)
 {
-    int done = 0;
-    TRY_MPI(MPI_Test(&client->send, &done, MPI_STATUS_IGNORE));
+    struct lease_client *c = client;
+    int here = 0;
+    TRY_MPI(MPI_Test(&c->send, &here, MPI_STATUS_IGNORE));
+    if (c->owner) {
+        TRY(look_for_stop(c->owner));
+        c->stopped = c->owner->stopping != NULL;
+    } else if (!c->stopped) {
+        TRY_MPI(MPI_Test(&c->stop, &here, MPI_STATUS_IGNORE));
+        c->stopped = here != 0;
+    }
+    *stop = c->stopped;
     return ST_OK;
 }
 
@@ -450,12 +526,12 @@ enum status lease_client_poll(struct lease_client *client, enum lease_state *sta
                               struct lease_item *item)
 {
     struct lease_client *c = client;
-    TRY(lease_client_progress(c));
-    *state = LEASE_NONE_LEFT;
-    if (c->none_left) {
+    bool stop = false, granted = false;
+    TRY(lease_client_progress(c, &stop));
+    *state = stop ? LEASE_STOP : LEASE_NONE_LEFT;
+    if (stop || c->none_left) {
         return ST_OK;
     }
-    bool granted = false;
     if (c->owner) {
         TRY(give_item(c->owner, 0, &granted, item));
     } else {
@@ -479,13 +555,13 @@ enum status lease_client_poll(struct lease_client *client, enum lease_state *sta
     return ST_OK;
 }
 
-enum status lease_client_flush(struct lease_client *client)
+/* Rank 0 looks between two passes: sleep meanwhile, the core may be its own. */
+static enum status wait_for(struct lease_client *c, MPI_Request *request, const char *what)
 {
     int done = 0;
-    watchdog_enter("waiting for rank 0 to take a finished record", client->timeout_s);
-    // rank 0 looks between two passes: sleep, the core may be its own
+    watchdog_enter(what, c->timeout_s);
     while (!done) {
-        int rc = MPI_Test(&client->send, &done, MPI_STATUS_IGNORE);
+        int rc = MPI_Test(request, &done, MPI_STATUS_IGNORE);
         if (rc != MPI_SUCCESS) {
             watchdog_leave();
             TRY_MPI(rc);
@@ -496,6 +572,23 @@ enum status lease_client_flush(struct lease_client *client)
     }
     watchdog_leave();
     return ST_OK;
+}
+
+enum status lease_client_leave(struct lease_client *client)
+{
+    struct lease_client *c = client;
+    if (c->owner) {
+        INVARIANT(c->owner->n_own == 0 || c->owner->stopping);
+        c->owner->own_left = true;
+        return ST_OK;
+    }
+    TRY(wait_for(c, &c->send, "waiting for rank 0 to take a finished record"));
+    // a prompt that is granted now stays undone: only a stop leaves with a request under way
+    TRY(wait_for(c, &c->reply, "waiting for rank 0 to answer a request"));
+    TRY_MPI(MPI_Isend(NULL, 0, MPI_BYTE, 0, TAG_LEAVE, c->env->lease_comm, &c->send));
+    TRY(wait_for(c, &c->send, "telling rank 0 that this replica leaves"));
+    TRY(wait_for(c, &c->request, "telling rank 0 that this replica leaves"));
+    return wait_for(c, &c->stop, "waiting for rank 0 to let this replica leave");
 }
 
 enum status lease_client_finish(struct lease_client *client, const struct finished_record *record)
@@ -510,7 +603,8 @@ enum status lease_client_finish(struct lease_client *client, const struct finish
              "announced",
              record->ordinal, head.bytes, c->record_bytes - sizeof head);
     }
-    TRY(lease_client_flush(c)); // the buffer is free again
+    // the buffer is free again then
+    TRY(wait_for(c, &c->send, "waiting for rank 0 to take a finished record"));
     memcpy(c->record, &head, sizeof head);
     trace_pack(c->record + sizeof head, c->record_bytes - sizeof head, record);
     size_t bytes = sizeof head + (size_t)head.bytes;

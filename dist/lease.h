@@ -2,9 +2,10 @@
  * journal (fdatasync), and only then counts the lease done. The owner is a compute rank too: it is
  * polled once per pass and per prefill chunk (lease_owner_poll). The first rank of a replica is a
  * client; a replica's other ranks learn of leases from it.
- * Messages are of fixed maximum size; nothing is allocated after creation. The owner holds a record
- * buffer for every other replica.
- * SPDX-License-Identifier: Apache-2.0
+ * Stopping: when rank 0 is asked to (dist/stop.h) or the deadline has come, the owner grants
+ * nothing more and tells every client; replicas leave what they are at, hand over what is finished,
+ * and say that they leave. Messages are of fixed maximum size; nothing is allocated after creation.
+ * The owner holds a record buffer for every other replica. SPDX-License-Identifier: Apache-2.0
  */
 #ifndef PMPD_DIST_LEASE_H
 #define PMPD_DIST_LEASE_H
@@ -23,6 +24,8 @@ struct lease_item {
     uint64_t key[2];
     int32_t attempt; /* of the coming start, from 1 */
     int32_t cost;    /* tokens; longer prompts are handed out first */
+    int32_t alone;   /* 1: a suspect: handed out last, to share no pass with another prompt, so that
+                        a second fault names it and nothing else */
 };
 
 struct lease_owner;
@@ -31,7 +34,7 @@ struct lease_client;
 /* Called on the owner after a record is durable: for progress. */
 typedef void lease_done_fn(void *ctx, int64_t n_done, int64_t n_total);
 
-/* On rank 0. items (n) are copied and ordered: largest cost first, then lowest ordinal.
+/* On rank 0. items (n) are copied and ordered: suspects last, largest cost first, lowest ordinal.
  * max_record_bytes bounds a packed finished record; the same on every rank. journal and env are
  * borrowed. Errors: ST_SHAPE (an ordinal twice; records too large to send), ST_NOMEM. */
 MUST_CHECK enum status lease_owner_create(struct lease_owner **out, struct env *env,
@@ -39,11 +42,16 @@ MUST_CHECK enum status lease_owner_create(struct lease_owner **out, struct env *
                                           int64_t n, int32_t epoch, size_t max_record_bytes,
                                           lease_done_fn *done, void *ctx);
 void lease_owner_destroy(struct lease_owner **owner);
+/* The run stops when it has lasted this long from now; 0 or less: never. */
+void lease_owner_set_deadline(struct lease_owner *owner, double seconds);
+/* Why the run is stopping before all is done: "SIGTERM on rank 3", "run.deadline_s"; NULL: it is
+ * not. */
+const char *lease_owner_stopping(const struct lease_owner *owner);
 /* Serves all waiting messages; never blocks. Errors: ST_IO (journal), ST_MPI, ST_FORMAT (a record
  * of a prompt that its replica does not hold, or an unknown message: a defect). */
 MUST_CHECK enum status lease_owner_poll(struct lease_owner *owner);
-/* Serves until every item is done and every other replica has been told that nothing is left. Rank
- * 0's own client must have finished what it held: nobody else could. */
+/* Serves until every other replica has left, and then every item is done, unless the run is
+ * stopping. Rank 0's own client must have left: nobody else could do what it held. */
 MUST_CHECK enum status lease_owner_serve(struct lease_owner *owner);
 
 /* On the first rank of each replica. owner: on rank 0 its own owner (calls are direct), else NULL.
@@ -53,9 +61,10 @@ MUST_CHECK enum status lease_client_create(struct lease_client **out, struct env
                                            double timeout_s);
 void lease_client_destroy(struct lease_client **client);
 
-enum lease_state { LEASE_WAIT, LEASE_GRANTED, LEASE_NONE_LEFT };
+enum lease_state { LEASE_WAIT, LEASE_GRANTED, LEASE_NONE_LEFT, LEASE_STOP };
 /* Asks for one prompt (if no request is under way) and looks whether an answer has come. Never
- * blocks. LEASE_GRANTED: *item is the prompt, whose start is journalled. LEASE_NONE_LEFT is final.
+ * blocks. LEASE_GRANTED: *item is the prompt, whose start is journalled. LEASE_NONE_LEFT is final,
+ * except that LEASE_STOP may follow it; LEASE_STOP is final: leave at once what is being decoded.
  */
 MUST_CHECK enum status lease_client_poll(struct lease_client *client, enum lease_state *state,
                                          struct lease_item *item);
@@ -64,10 +73,12 @@ MUST_CHECK enum status lease_client_poll(struct lease_client *client, enum lease
  * on rank 0 also those of lease_owner_poll. */
 MUST_CHECK enum status lease_client_finish(struct lease_client *client,
                                            const struct finished_record *record);
-/* Moves a record that is under way; never blocks. lease_client_poll does this too: to be called
- * once per pass by a replica that has no free slot and so does not poll. */
-MUST_CHECK enum status lease_client_progress(struct lease_client *client);
-/* Waits until everything handed over has arrived. */
-MUST_CHECK enum status lease_client_flush(struct lease_client *client);
+/* Moves a record that is under way and looks whether the run stops (*stop); never blocks.
+ * lease_client_poll does this too: to be called once per pass by a replica that has no free slot
+ * and so does not poll. */
+MUST_CHECK enum status lease_client_progress(struct lease_client *client, bool *stop);
+/* The end of a replica's loop: waits until everything handed over has arrived, and tells the owner
+ * that this replica leaves. */
+MUST_CHECK enum status lease_client_leave(struct lease_client *client);
 
 #endif

@@ -12,6 +12,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "dist/lifeline.h"
+
 static const int64_t LOOK_NS = 100 * 1000 * 1000;
 static const int64_t SECOND_NS = 1000 * 1000 * 1000;
 
@@ -48,6 +50,9 @@ static void give_up(const char *what, int64_t spent_ns, int64_t limit_ns)
     size_t bytes = n < 0 ? 0 : (size_t)n < sizeof text ? (size_t)n : sizeof text - 1;
     ssize_t written = write(STDERR_FILENO, text, bytes);
     (void)written;
+    snprintf(text, sizeof text, "%s has lasted %.1f s, the limit of parallel.timeout_s is %.1f s",
+             what, (double)spent_ns / (double)SECOND_NS, (double)limit_ns / (double)SECOND_NS);
+    lifeline_report(text, false); // a hang is no prompt's doing: here it is seen, not made
     _exit(WATCHDOG_EXIT_CODE);
 }
 

@@ -8,7 +8,7 @@
 
 #include "core/status.h"
 
-enum { WATCHDOG_EXIT_CODE = 75 };
+enum { WATCHDOG_EXIT_CODE = 69 /* EX_UNAVAILABLE, as of dist/lifeline.h */ };
 
 /* Starts the thread (once; later calls only set the rank). */
 MUST_CHECK enum status watchdog_start(int rank);

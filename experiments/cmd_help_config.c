@@ -51,7 +51,7 @@ enum status cmd_help_config(int argc, char **argv)
     mem_free(text);
     printf("\n# Policies (policy.name):\n");
     for (int i = 0; registry_policy(i); i++) {
-        printf("#   %-10s %s\n", registry_policy(i)->name, registry_policy(i)->help);
+        printf("#   %-12s %s\n", registry_policy(i)->name, registry_policy(i)->help);
     }
     return ST_OK;
 }

@@ -11,10 +11,12 @@
 #include "core/tokenizer.h"
 #include "core/weights.h"
 #include "experiments/cmd.h"
+#include "experiments/inspect_journal.h"
 
 static const char usage[] =
     "usage: pmpd inspect PATH [--json]\n"
-    "PATH is a model folder (plain or nested), a run file (run.h5) or a run directory.\n"
+    "PATH is a model folder (plain or nested), a run file (run.h5) or a run directory (then also\n"
+    "what its journal says: starts, finished and failed prompts, suspects).\n"
     "Prints contents, sizes, bits and digest. Examples:\n"
     "  pmpd inspect experiments/tiny\n"
     "  pmpd inspect results/run/run.h5 --json\n";
@@ -186,10 +188,42 @@ static enum status inspect_run(const char *path, bool as_json)
     return ST_OK;
 }
 
+/* The run file, where there is one already, and the journal, where it was left. */
+static enum status inspect_directory(const char *dir, bool as_json)
+{
+    char file[4096], *text = NULL;
+    json_t *journal = NULL, *all = NULL;
+    enum status st = ST_OK;
+    if (exists(dir, "run.h5")) {
+        snprintf(file, sizeof file, "%s/run.h5", dir);
+        TRY_GOTO(st, runfile_describe(&text, file, as_json), done);
+    }
+    if (exists(dir, "journal.bin")) {
+        TRY_GOTO(st, inspect_journal(&journal, dir), done);
+    }
+    if (!as_json) {
+        printf("%s%s", text ? text : "", text ? "\n" : "");
+        if (journal) {
+            inspect_journal_print(journal, dir);
+        }
+        goto done;
+    }
+    all = text ? json_loads(text, 0, NULL) : json_pack("{s:s, s:s}", "kind", "run", "path", dir);
+    if (all && journal) {
+        json_object_set(all, "journal", journal);
+    }
+    json_dumpf(all, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(15));
+    printf("\n");
+done:
+    json_decref(all);
+    json_decref(journal);
+    mem_free(text);
+    return st;
+}
+
 enum status cmd_inspect(int argc, char **argv)
 {
     const char *path = NULL;
-    char file[4096];
     bool as_json = false;
     struct stat st;
     for (int i = 1; i < argc; i++) {
@@ -217,9 +251,8 @@ enum status cmd_inspect(int argc, char **argv)
     if (exists(path, "config.json")) {
         return inspect_model(path, as_json);
     }
-    if (exists(path, "run.h5")) {
-        snprintf(file, sizeof file, "%s/run.h5", path);
-        return inspect_run(file, as_json);
+    if (exists(path, "run.h5") || exists(path, "journal.bin")) {
+        return inspect_directory(path, as_json);
     }
-    FAIL(ST_USER, "%s holds neither config.json (a model) nor run.h5 (a finished run)", path);
+    FAIL(ST_USER, "%s holds neither config.json (a model) nor run.h5 or journal.bin (a run)", path);
 }

@@ -1,25 +1,25 @@
 /* pmpd run: the main job. Prompts in; a journal, run.h5 and answers.jsonl out.
  * SPDX-License-Identifier: Apache-2.0
  */
-#include <jansson.h>
+#include <limits.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "core/log.h"
 #include "core/mem.h"
-#include "core/runfile.h"
 #include "core/tokenizer.h"
+#include "dist/stop.h"
 #include "experiments/cmd.h"
 #include "experiments/engine.h"
-#include "experiments/provenance.h"
+#include "experiments/replay.h"
 #include "experiments/replica.h"
-#include "experiments/resume.h"
+#include "experiments/run_owner.h"
+#include "experiments/run_report.h"
 #include "sched/registry.h"
 
 static const char usage[] =
-    "usage: [mpirun -n N] pmpd run FILE.cfg [--set key=value]... [--json]\n"
+    "usage: [mpirun -n N] pmpd run FILE.cfg [--set key=value]... [--json] [--retry-failed]\n"
+    "       [mpirun -n N] pmpd run --replay RUN.h5 [--set key=value]... [--json]\n"
     "Decodes every prompt of prompts.path under a precision policy and writes into output.dir:\n"
     "  journal.bin      every finished prompt, durable at once; the same command again resumes\n"
     "  run.h5           provenance, prompts, steps, passes, plans, metrics (HDF5)\n"
@@ -27,43 +27,62 @@ static const char usage[] =
     "N ranks are N / parallel.tensor_ranks replicas; each holds the model once.\n"
     "  --set key=value  overrides a setting; pmpd help-config lists all keys\n"
     "  --json           print the closing table as JSON\n"
+    "  --replay RUN.h5  repeat a recorded run: its settings (paths in them start at the working\n"
+    "                   directory), model, prompts and plans, on any ranks; every rank reads the\n"
+    "                   file. It decodes anew into \"replay\" in the folder of RUN.h5 (or\n"
+    "                   output.dir), compares tokens, levels, log-probabilities, entropies and\n"
+    "                   margins with the recorded ones, and says whether and why they differ.\n"
+    "                   Exit code 0: equal (where another arithmetic rounds in another way: "
+    "tokens\n"
+    "                   and levels are); 1: they differ\n"
+    "  --retry-failed   forget earlier failures: prompts that ended two starts are tried again, "
+    "and\n"
+    "                   so is a run that died silently run.max_deaths times. When the cause is\n"
+    "                   mended, or was none of theirs\n"
+    "SIGTERM, SIGINT, SIGUSR1 (mpirun hands on only the last) and run.deadline_s stop it: what is\n"
+    "finished is kept. The same signal again ends it at once. A prompt that ends the program twice "
+    "is\n"
+    "recorded as failed and left out.\n"
+    "Exit codes: 0 done, 1 error, 2 wrong use, 69 a rank died, 75 stopped: the same command "
+    "resumes\n"
     "Examples:\n"
     "  pmpd run configs/tiny.cfg\n"
     "  mpirun -n 4 pmpd run configs/tiny.cfg --set parallel.tensor_ranks=2 --set "
-    "policy.name=static\n";
+    "policy.name=static\n"
+    "  pmpd run --replay results/run/run.h5 --set backend.name=cpu_ref\n";
 
 /* Everything of one run on one rank. */
 struct run {
     struct env *env;
     struct settings settings;
-    bool json;
+    bool json, retry;
     struct engine e;
     struct tokenizer *tok;
     struct prompts prompts;
     struct policy policy;
-    int32_t max_turns;
-    size_t max_record_bytes;
     struct session_options options;
+    size_t max_record_bytes;
     struct session *session;
     struct lease_client *client; /* first rank of a replica */
-    /* rank 0: */
-    char digest[DIGEST_TEXT];
-    struct journal *journal;
-    struct resume_state resume;
-    struct lease_owner *owner;
-    struct progress progress;
+    struct run_owner owner;      /* rank 0 ... */
+    struct replay *replay;       /* ... NULL without --replay */
+    bool is_told;                /* ... whose journal has been told how this start failed */
 };
 
 /* ---- settings ---- */
 
 static enum status parse_command(struct run *r, int argc, char **argv, char **text)
 {
-    const char *path = NULL;
+    const char *path = NULL, *replay = NULL;
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "--set") == 0 && i + 1 < argc) {
             i++;
+        } else if (strcmp(argv[i], "--replay") == 0 && i + 1 < argc) {
+            replay = argv[++i];
         } else if (strcmp(argv[i], "--json") == 0) {
             r->json = true;
+        } else if (strcmp(argv[i], "--retry-failed") == 0) {
+            r->retry = true;
         } else if (argv[i][0] == '-') {
             FAIL(ST_USER,
                  "run does not know \"%s\" (or it needs a value); pmpd run --help explains",
@@ -74,7 +93,15 @@ static enum status parse_command(struct run *r, int argc, char **argv, char **te
             path = argv[i];
         }
     }
-    if (!path) {
+    if (replay && path) {
+        FAIL(ST_USER, "--replay takes the settings of %s; a FILE.cfg (\"%s\") is not given, too",
+             replay, path);
+    }
+    if (replay && r->env->rank == 0) {
+        TRY(replay_open(&r->replay, replay));
+        return replay_configuration(r->replay, text);
+    }
+    if (!path && !replay) {
         FAIL(ST_USER, "run needs a FILE.cfg; pmpd help-config prints one with every key");
     }
     return r->env->rank == 0 ? settings_read_file(text, path) : ST_OK;
@@ -93,7 +120,7 @@ static enum status read_settings(struct run *r, int argc, char **argv)
     TRY_GOTO(st, env_broadcast_text(r->env, &text), done);
     settings_default(&r->settings);
     for (int i = 1; i < argc; i++) {
-        if (argv[i][0] != '-' && strcmp(argv[i - 1], "--set") != 0) {
+        if (argv[i][0] != '-' && strcmp(argv[i - 1], "--set") != 0) { // --replay's value, too
             path = argv[i];
         }
     }
@@ -103,6 +130,9 @@ static enum status read_settings(struct run *r, int argc, char **argv)
             TRY_GOTO(st, settings_set(&r->settings, argv[i + 1]), done);
             i++;
         }
+    }
+    if (r->replay) {
+        TRY_GOTO(st, replay_check_settings(r->replay, &r->settings), done);
     }
 done:
     mem_free(text);
@@ -127,72 +157,21 @@ static enum status read_inputs(struct run *r)
     if (s->prompts.path[0] == '\0') {
         FAIL(ST_USER, "prompts.path is empty; expected a JSONL file of prompts");
     }
-    TRY(tokenizer_open(&r->tok, s->model.path, r->e.source.config.vocab));
     TRY(prompts_read(&r->prompts, s->prompts.path, s->prompts.split, s->prompts.limit));
+    if (r->env->rank == 0) {
+        TRY(checkpoint_digest(r->e.source.ckpt, s->model.path, r->owner.digest));
+    }
+    if (r->replay) {
+        TRY(replay_check_digests(r->replay, r->owner.digest, r->prompts.digest));
+    }
+    TRY(tokenizer_open(&r->tok, s->model.path, r->e.source.config.vocab));
     TRY(prompts_encode(&r->prompts, r->tok, r->e.context, s->decode.max_new_tokens));
-    for (int32_t i = 0; i < r->prompts.n; i++) {
-        int32_t n = r->prompts.prompt[i].n_turns;
-        r->max_turns = n > r->max_turns ? n : r->max_turns;
+    if (r->replay) {
+        TRY(replay_check_prompts(r->replay, &r->prompts));
     }
-    return registry_open_policy(&r->policy, s, &r->e.levels);
-}
-
-/* Rank 0: the journal, what it says is done, and what is left. */
-static enum status open_owner(struct run *r, lease_done_fn *done)
-{
-    const struct settings *s = &r->settings;
-    struct lease_item *items = NULL;
-    int64_t n = 0;
-    enum status st = ST_OK;
-    TRY(checkpoint_digest(r->e.source.ckpt, s->model.path, r->digest));
-    TRY(resume_create(&r->resume, r->prompts.n, false));
-    for (int32_t i = 0; i < r->prompts.n; i++) {
-        resume_key(r->resume.prompts[i].key, &r->prompts.prompt[i], i, r->digest, s, &r->e,
-                   r->policy.ops->adds_tokens);
-    }
-    TRY(journal_open(&r->journal, s->output.dir, resume_visit, &r->resume));
-    TRY(journal_reserve(r->journal, r->max_record_bytes));
-    if (r->resume.n_other > 0) {
-        log_warn(
-            "%s holds %lld finished prompts of other settings; they are kept in the journal and "
-            "not used here",
-            s->output.dir, (long long)r->resume.n_other);
-    }
-    TRY(MEM_NEW(&items, r->prompts.n));
-    for (int32_t i = 0; i < r->prompts.n; i++) {
-        const struct resume_prompt *p = &r->resume.prompts[i];
-        if (!p->finished && !p->failed) {
-            struct lease_item *item = &items[n++];
-            *item = (struct lease_item){.ordinal = i, .attempt = p->attempts + 1};
-            memcpy(item->key, p->key, sizeof item->key);
-            for (int32_t t = 0; t < r->prompts.prompt[i].n_turns; t++) {
-                item->cost += r->prompts.prompt[i].n_ids[t] + s->decode.max_new_tokens;
-            }
-        }
-    }
-    if (r->resume.n_epochs > 0) {
-        log_info("resuming: %lld of %d prompts are done, %lld left",
-                 (long long)r->resume.n_finished, r->prompts.n, (long long)n);
-    }
-    char run[JOURNAL_SMALL_BYTES];
-    struct journal_run start = {.epoch = r->resume.n_epochs, .unix_s = (double)time(NULL)};
-    size_t bytes = journal_pack_run(run, &start);
-    TRY_GOTO(st, journal_append(r->journal, JOURNAL_RUN, run, bytes, true), done);
-    TRY_GOTO(st,
-             lease_owner_create(&r->owner, r->env, r->journal, items, n, r->resume.n_epochs,
-                                r->max_record_bytes, done, r),
-             done);
-    progress_begin(&r->progress, "prompts", "prompts", (double)n);
-done:
-    mem_free(items);
-    return st;
-}
-
-static void on_done(void *ctx, int64_t n_done, int64_t n_total)
-{
-    struct run *r = ctx;
-    (void)n_total;
-    progress_update(&r->progress, (double)n_done);
+    TRY(registry_open_policy(&r->policy, s, &r->e.levels));
+    r->e.policy_adds_tokens = r->policy.ops->adds_tokens;
+    return ST_OK;
 }
 
 static enum status on_finished(void *ctx, const struct finished_record *record)
@@ -201,16 +180,13 @@ static enum status on_finished(void *ctx, const struct finished_record *record)
     return r->client ? lease_client_finish(r->client, record) : ST_OK;
 }
 
-static enum status prepare(struct run *r)
+static enum status set_options(struct run *r)
 {
     const struct settings *s = &r->settings;
-    TRY(engine_open(&r->e, r->env, s));
-    TRY(env_agree(r->env, read_inputs(r)));
-    TRY(engine_load(&r->e, s, r->policy.ops->adds_tokens));
     r->options = (struct session_options){.n_slots = s->decode.slots,
                                           .prefill_chunk = s->decode.prefill_chunk,
                                           .max_tok = r->e.context,
-                                          .max_turns = r->max_turns,
+                                          .max_turns = 1,
                                           .max_new_tokens = s->decode.max_new_tokens,
                                           .stop_at_eos = s->decode.stop_at_eos,
                                           .temperature = (float)s->decode.temperature,
@@ -219,138 +195,149 @@ static enum status prepare(struct run *r)
                                           .kv_features = s->output.kv_features,
                                           .on_finished = on_finished,
                                           .ctx = r};
-    enum status st =
-        session_max_record_bytes(&r->max_record_bytes, &r->options, r->e.source.config.head_dim);
-    if (st == ST_OK && r->env->rank == 0) {
-        st = open_owner(r, on_done);
+    for (int32_t i = 0; i < r->prompts.n; i++) {
+        int32_t n = r->prompts.prompt[i].n_turns;
+        r->options.max_turns = n > r->options.max_turns ? n : r->options.max_turns;
+    }
+    return session_max_record_bytes(&r->max_record_bytes, &r->options, r->e.source.config.head_dim);
+}
+
+static void on_fault(void *ctx, const struct lifeline_fault *f)
+{
+    struct run *r = ctx;
+    run_owner_take_fault(&r->owner, f);
+}
+
+static int32_t suspects(void *ctx, int64_t *ordinals, int32_t capacity)
+{
+    const struct run *r = ctx;
+    return r->session ? session_suspects(r->session, ordinals, capacity) : 0;
+}
+
+/* Where no rank decodes: all ranks stop when one was asked to. */
+static enum status agree_to_stop(struct run *r)
+{
+    enum { SIGNALS = 128 };
+    int signal = stop_asked(), mine = signal ? r->env->rank * SIGNALS + signal : INT_MAX, first = 0;
+    TRY_MPI(MPI_Allreduce(&mine, &first, 1, MPI_INT, MPI_MIN, r->env->world));
+    if (first == INT_MAX) {
+        return ST_OK;
+    }
+    stop_ask(first % SIGNALS, first / SIGNALS);
+    FAIL(ST_STOPPED, "stopped by %s", stop_reason());
+}
+
+/* The journal comes before the weights: what is broken is found before minutes are spent, and a
+ * start that dies while it loads has been counted. */
+static enum status open_run(struct run *r, int64_t *n_left)
+{
+    const struct settings *s = &r->settings;
+    TRY(engine_open(&r->e, r->env, s));
+    enum status st = read_inputs(r);
+    if (st == ST_OK) {
+        st = set_options(r);
     }
     TRY(env_agree(r->env, st));
-    int epoch = r->resume.n_epochs;
-    TRY_MPI(MPI_Bcast(&epoch, 1, MPI_INT, 0, r->env->world));
-    r->options.epoch = epoch;
-    st = session_create(&r->session, r->e.dec, &r->e.coll, &r->policy, &r->e.levels,
-                        &r->e.source.config, &r->options);
+    if (r->env->rank == 0) {
+        st = run_owner_open(&r->owner, &r->e, s, &r->prompts, &r->policy, r->replay, r->retry);
+    }
+    TRY(env_agree(r->env, st));
+    int64_t news[] = {r->owner.n_left, r->owner.resume.n_epochs};
+    TRY_MPI(MPI_Bcast(news, 2, MPI_INT64_T, 0, r->env->world));
+    *n_left = news[0];
+    r->options.epoch = (int32_t)news[1];
+    return lifeline_open(r->env, on_fault, suspects, r);
+}
+
+static enum status load(struct run *r)
+{
+    const struct settings *s = &r->settings;
+    TRY(engine_load(&r->e, s, r->policy.ops->adds_tokens));
+    enum status st = session_create(&r->session, r->e.dec, &r->e.coll, &r->policy, &r->e.levels,
+                                    &r->e.source.config, &r->options);
+    if (st == ST_OK && r->env->rank == 0) {
+        st = run_owner_lease(&r->owner, r->env, s, &r->prompts, r->max_record_bytes);
+    }
     if (st == ST_OK && r->env->tensor_rank == 0) {
-        st = lease_client_create(&r->client, r->env, r->owner, r->max_record_bytes,
+        st = lease_client_create(&r->client, r->env, r->owner.leases, r->max_record_bytes,
                                  s->parallel.timeout_s);
     }
     return env_agree(r->env, st);
 }
 
-/* ---- after the loop: rank 0 writes the run file from the journal ---- */
+/* ---- the run ---- */
 
-static void print_table(const struct run *r, const struct run_metrics *m, const char *path)
+/* Decodes what is left. ST_STOPPED: not all of it. */
+static enum status decode(struct run *r)
 {
-    if (r->json) {
-        json_t *j =
-            json_pack("{s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:s}", "prompts",
-                      (json_int_t)m->n_prompts, "finished", (json_int_t)m->n_finished, "failed",
-                      (json_int_t)m->n_failed, "new_tokens", (json_int_t)m->n_new_tok, "steps",
-                      (json_int_t)m->n_steps, "average_decode_bits", m->avg_decode_bits,
-                      "average_prefill_bits", m->avg_prefill_bits, "decode_tokens_per_s",
-                      m->decode_tok_s, "bytes_per_token", m->bytes_per_token, "mean_logprob",
-                      m->mean_logprob, "run_file", path);
-        json_dumpf(j, stdout, JSON_REAL_PRECISION(9));
-        json_decref(j);
-        printf("\n");
-        return;
+    struct lease_owner *leases = r->owner.leases;
+    enum status st =
+        replica_run(&r->e, r->session, &r->prompts, r->settings.decode.slots, leases, r->client);
+    if (st == ST_OK && leases) {
+        st = lease_owner_serve(leases);
     }
-    printf("prompts finished     %lld of %lld%s\n", (long long)m->n_finished,
-           (long long)m->n_prompts, m->n_failed ? " (some failed: see /failed in run.h5)" : "");
-    printf("tokens               %lld prompt, %lld new, %lld decode steps\n",
-           (long long)m->n_prompt_tok, (long long)m->n_new_tok, (long long)m->n_steps);
-    printf("average decode bits  %.3f (first step included)\n", m->avg_decode_bits);
-    printf("prefill bits         %.3f\n", m->avg_prefill_bits);
-    printf("decode tokens/s      %.1f\n", m->decode_tok_s);
-    printf("bytes per token      %.0f\n", m->bytes_per_token);
-    printf("mean log-probability %.4f nats\n", m->mean_logprob);
-    printf("run file             %s\n", path);
-}
-
-static enum status gather_contents(struct run *r, struct resume_state *kept,
-                                   struct finished_record *finished, struct failed_prompt *failed,
-                                   struct run_contents *out)
-{
-    for (int64_t i = 0; i < kept->n; i++) {
-        memcpy(kept->prompts[i].key, r->resume.prompts[i].key, sizeof kept->prompts[i].key);
-    }
-    TRY(journal_read(r->settings.output.dir, resume_visit, kept, NULL));
-    for (int64_t i = 0; i < kept->n; i++) {
-        if (kept->prompts[i].finished) {
-            finished[out->n_finished++] = kept->prompts[i].record;
-        } else if (kept->prompts[i].failed) {
-            failed[out->n_failed++] = kept->prompts[i].failure;
+    r->is_told = st != ST_OK;
+    TRY(engine_loop_end(r->env, st));
+    if (leases) {
+        progress_end(&r->owner.progress);
+        const char *why = lease_owner_stopping(leases);
+        if (why) {
+            st = status_raise(ST_STOPPED, __FILE__, __LINE__, __func__, "stopped by %s", why);
         }
     }
-    return ST_OK;
+    return env_agree(r->env, st);
 }
 
-static enum status write_results(struct run *r)
+static enum status run(struct run *r)
 {
-    char path[SETTINGS_PATH_BYTES + 32], answers[SETTINGS_PATH_BYTES + 32];
-    struct resume_state kept = {0};
-    struct finished_record *finished = NULL;
-    struct failed_prompt *failed = NULL;
-    struct provenance *facts = NULL;
-    char *config = NULL;
+    int64_t n_left = 0;
+    TRY(open_run(r, &n_left));
+    if (n_left > 0) {
+        TRY(agree_to_stop(r));
+        TRY(load(r));
+        TRY(agree_to_stop(r));
+        TRY(decode(r));
+    }
     enum status st = ST_OK;
-    struct run_contents c = {.prompts = &r->prompts, .levels = &r->e.levels, .tokenizer = r->tok};
-    snprintf(path, sizeof path, "%s/run.h5", r->settings.output.dir);
-    snprintf(answers, sizeof answers, "%s/answers.jsonl", r->settings.output.dir);
-    TRY_GOTO(st, resume_create(&kept, r->prompts.n, true), done);
-    TRY_GOTO(st, MEM_NEW(&finished, r->prompts.n), done);
-    TRY_GOTO(st, MEM_NEW(&failed, r->prompts.n), done);
-    TRY_GOTO(st, mem_alloc_array((void **)&facts, 1, sizeof *facts), done);
-    TRY_GOTO(st, gather_contents(r, &kept, finished, failed, &c), done);
-    TRY_GOTO(st, settings_print(&config, &r->settings, false), done);
-    provenance_fill(facts, &r->e, &r->settings, &r->prompts, r->digest, kept.n_epochs);
-    c.model_id = r->settings.run.name[0] ? r->settings.run.name : r->settings.model.path;
-    c.finished = finished;
-    c.failed = failed;
-    c.facts = facts->fact;
-    c.n_facts = facts->n;
-    c.config_text = config;
-    TRY_GOTO(st, runfile_write(path, &c), done);
-    TRY_GOTO(st, answers_write(answers, &c), done);
-    struct run_metrics m;
-    run_metrics_compute(&m, &c);
-    print_table(r, &m, path);
-done:
-    mem_free(config);
-    mem_free(facts);
-    mem_free(failed);
-    mem_free(finished);
-    resume_free(&kept);
+    if (r->env->rank == 0) {
+        st = run_report_write(&r->owner, &r->e, &r->settings, &r->prompts, r->tok, r->replay,
+                              r->json);
+    }
+    return env_agree(r->env, st);
+}
+
+/* Rank 0: the journal's last word about this start. */
+static enum status end_owner(struct run *r, enum status st)
+{
+    struct run_owner *o = &r->owner;
+    char why[256];
+    snprintf(why, sizeof why, "%s", status_message());
+    if (st == ST_OK || st == ST_DIFFERS) {
+        TRY(run_owner_end(o, JOURNAL_DONE, ""));
+        return st;
+    }
+    if (st == ST_STOPPED) {
+        TRY(run_owner_end(o, JOURNAL_STOPPED, why));
+        FAIL(st, "%s: %lld of %d prompts are done; the same command resumes", why,
+             (long long)(o->resume.n_finished + o->n_done), r->prompts.n);
+    }
+    if (!r->is_told && run_owner_end(o, JOURNAL_ERROR, why) != ST_OK) {
+        FAIL(st, "%s", why); // the second error hides nothing
+    }
     return st;
 }
 
 static void close_run(struct run *r)
 {
+    lifeline_close();
     lease_client_destroy(&r->client);
-    lease_owner_destroy(&r->owner);
-    journal_close(&r->journal);
-    resume_free(&r->resume);
+    run_owner_close(&r->owner);
+    replay_close(&r->replay);
     session_destroy(&r->session);
     policy_close(&r->policy);
     prompts_free(&r->prompts);
     tokenizer_close(&r->tok);
     engine_close(&r->e);
-}
-
-static enum status run(struct run *r)
-{
-    TRY(prepare(r));
-    enum status st =
-        replica_run(&r->e, r->session, &r->prompts, r->settings.decode.slots, r->owner, r->client);
-    if (st == ST_OK && r->owner) {
-        st = lease_owner_serve(r->owner);
-    }
-    TRY(engine_loop_end(r->env, st));
-    if (r->env->rank == 0) {
-        progress_end(&r->progress);
-        st = write_results(r);
-    }
-    return env_agree(r->env, st);
 }
 
 enum status cmd_run(struct env *env, int argc, char **argv)
@@ -364,10 +351,13 @@ enum status cmd_run(struct env *env, int argc, char **argv)
     }
     TRY(mem_alloc_array((void **)&r, 1, sizeof *r));
     r->env = env;
+    stop_install(env->rank);
     enum status st = read_settings(r, argc, argv);
     if (st == ST_OK) {
         set_log_level(&r->settings);
         st = run(r);
+        enum status own = env->rank == 0 ? end_owner(r, st) : ST_OK;
+        st = st == ST_OK || st == ST_STOPPED ? env_agree(env, own) : st;
     }
     close_run(r);
     mem_free(r);

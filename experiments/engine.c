@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "experiments/engine.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #include "core/log.h"
+#include "dist/lifeline.h"
 #include "dist/shard.h"
 #include "kernels/kernels.h"
 
@@ -52,6 +54,11 @@ enum status engine_open(struct engine *e, struct env *env, const struct settings
     enum status st = open_model(e, settings);
     st = st ? st : open_backend(e, settings, n_threads);
     TRY(env_agree(env, st));
+    char arithmetic[64];
+    snprintf(arithmetic, sizeof arithmetic, "%s %s", e->be.ops->name,
+             e->be.ops->arithmetic(&e->be));
+    TRY(env_agree_text(env, "the arithmetic", arithmetic,
+                       "a prompt's answer would depend on who decodes it; use nodes of one kind"));
     size_t hint =
         (size_t)settings->decode.prefill_chunk * (size_t)e->source.config.hidden * sizeof(float);
     return env_agree(env, coll_mpi_open(&e->coll, env, settings->parallel.timeout_s, hint));
@@ -96,10 +103,23 @@ void engine_close(struct engine *e)
     backend_close(&e->be);
 }
 
+/* Errors of files, memory and network come to any prompt. */
+static bool is_prompts_doing(enum status st)
+{
+    return st != ST_IO && st != ST_NOMEM && st != ST_MPI && st != ST_NCCL && st != ST_TIMEOUT &&
+           st != ST_STOPPED;
+}
+
 enum status engine_loop_end(struct env *env, enum status st)
 {
-    if (st != ST_OK && env->size > 1) {
+    if (st == ST_OK) {
+        return st;
+    }
+    if (env->size > 1) {
         log_error("%s\n%s", status_message(), status_traceback());
+    }
+    lifeline_report(status_message(), is_prompts_doing(st));
+    if (env->size > 1) {
         env_abort(1);
     }
     return st;

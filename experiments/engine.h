@@ -22,7 +22,8 @@ struct engine {
     struct weights weights;
     struct decoder *dec;
     enum dtype kv_dtype;
-    int32_t context; /* tokens of a slot */
+    int32_t context;         /* tokens of a slot */
+    bool policy_adds_tokens; /* for the provenance */
 };
 
 /* Reads the model's description, cuts the world into replicas of settings->parallel.tensor_ranks
@@ -34,8 +35,9 @@ MUST_CHECK enum status engine_load(struct engine *e, const struct settings *sett
                                    bool policy_adds_tokens);
 void engine_close(struct engine *e);
 
-/* After the token loop, where ranks can no longer agree: with more than one rank a failure is
- * printed here and ends the job (never returns); otherwise st comes back. */
+/* After the token loop, where ranks can no longer agree: a failure is reported through the lifeline
+ * (where there is one) and, with more than one rank, printed here and ends the job (never returns);
+ * otherwise st comes back. */
 MUST_CHECK enum status engine_loop_end(struct env *env, enum status st);
 
 #endif

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "core/log.h"
+#include "dist/stop.h"
 #include "experiments/cmd.h"
 #include "experiments/provenance.h"
 
@@ -62,6 +63,14 @@ static enum status dispatch(struct env *env, const struct subcommand *s, int arg
     return env_agree(env, env->rank == 0 ? s->alone(argc, argv) : ST_OK);
 }
 
+static int exit_code(enum status st)
+{
+    return st == ST_OK        ? 0
+           : st == ST_USER    ? EXIT_USAGE
+           : st == ST_STOPPED ? STOP_EXIT_CODE
+                              : EXIT_FAILED;
+}
+
 int main(int argc, char **argv)
 {
     if (argc < 2 || strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "help") == 0) {
@@ -83,12 +92,14 @@ int main(int argc, char **argv)
     if (st == ST_OK) {
         st = dispatch(&env, s, argc - 1, argv + 1);
     }
-    if (st != ST_OK && env.rank == 0) {
+    if (st == ST_STOPPED && env.rank == 0) {
+        fprintf(stderr, "pmpd: %s\n", status_message());
+    } else if (st != ST_OK && env.rank == 0) {
         log_error("%s", status_message());
-        if (st != ST_USER) {
+        if (st != ST_USER && st != ST_DIFFERS) {
             fputs(status_traceback(), stderr);
         }
     }
     env_end(&env);
-    return st == ST_OK ? 0 : st == ST_USER ? EXIT_USAGE : EXIT_FAILED;
+    return exit_code(st);
 }

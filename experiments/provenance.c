@@ -9,6 +9,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "core/invariance.h"
 #include "core/level.h"
 #include "version.h" /* made by version.cmake: PMPD_VERSION, PMPD_GIT, PMPD_COMPILER, PMPD_FLAGS */
 
@@ -76,7 +77,9 @@ void provenance_fill(struct provenance *p, const struct engine *e, const struct 
     add(p, "kv_format", "%s", dtype_name(e->kv_dtype));
     add(p, "seed", "%lld", (long long)s->decode.seed);
     add(p, "policy", "%s", s->policy.name);
-    /* the same tokens for every number of tensor ranks, or for this number only */
-    add(p, "replica_invariant", "%s",
-        s->parallel.reproducible ? "tensor ranks and replicas" : "replicas");
+    const char *product = invariance_product(s, e->policy_adds_tokens);
+    char invariance[INVARIANCE_BYTES];
+    invariance_text(invariance, s, product);
+    add(p, "product", "%s", product);
+    add(p, "invariant_under", "%s", invariance);
 }

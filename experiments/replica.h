@@ -1,4 +1,5 @@
-/* The loop of one replica: leases in, passes, finished records out, until nothing is left.
+/* The loop of one replica: leases in, passes, finished records out, until nothing is left or the
+ * run stops. A suspect (lease_item.alone) is decoded with nothing beside it.
  * SPDX-License-Identifier: Apache-2.0
  */
 #ifndef PMPD_EXPERIMENTS_REPLICA_H

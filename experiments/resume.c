@@ -8,8 +8,8 @@
 #include "core/mem.h"
 
 void resume_key(uint64_t key[2], const struct prompt *prompt, int64_t ordinal,
-                const char *model_digest, const struct settings *s, const struct engine *e,
-                bool policy_adds_tokens)
+                const char *model_digest, const char *policy_files, const struct settings *s,
+                const struct engine *e, bool policy_adds_tokens)
 {
     char text[4 * SETTINGS_TEXT_BYTES + 2048];
     bool one = s->decode.slots == 1 && !policy_adds_tokens;
@@ -28,6 +28,10 @@ void resume_key(uint64_t key[2], const struct prompt *prompt, int64_t ordinal,
                  s->output.kv_features, s->parallel.reproducible ? "segments" : "tensor_ranks",
                  s->parallel.reproducible ? s->parallel.segments : s->parallel.tensor_ranks);
     INVARIANT(n > 0 && (size_t)n < sizeof text);
+    if (policy_files[0]) { // keys of runs without such files stay as they always were
+        n += snprintf(text + n, sizeof text - (size_t)n, "policy files %s\n", policy_files);
+        INVARIANT((size_t)n < sizeof text);
+    }
     XXH3_state_t *state = XXH3_createState();
     INVARIANT(state != NULL);
     XXH3_128bits_reset(state);
@@ -67,16 +71,26 @@ static struct resume_prompt *find(struct resume_state *r, int64_t ordinal, const
     return p->key[0] == key[0] && p->key[1] == key[1] ? p : NULL;
 }
 
+static void forgive(struct resume_state *r, struct resume_prompt *p)
+{
+    r->n_failed -= p->failed;
+    p->failed = false;
+    p->n_faults = 0;
+}
+
 static enum status visit_finished(struct resume_state *r, const void *payload, size_t bytes)
 {
     struct finished_record record;
     TRY(trace_unpack(&record, payload, bytes));
     struct resume_prompt *p = find(r, record.ordinal, record.key);
     r->n_other += p == NULL;
+    r->n_deaths = 0; // whatever ends this start, it was good for something
+    r->has_finished = true;
     if (!p || p->finished) {
         trace_free(&record);
         return ST_OK;
     }
+    forgive(r, p);
     p->finished = true;
     r->n_finished++;
     if (r->keep_records) {
@@ -87,13 +101,58 @@ static enum status visit_finished(struct resume_state *r, const void *payload, s
     return ST_OK;
 }
 
+static enum status visit_failed(struct resume_state *r, const void *payload, size_t bytes)
+{
+    struct journal_failed failed;
+    TRY(journal_unpack_failed(&failed, payload, bytes));
+    struct resume_prompt *p = find(r, failed.ordinal, failed.key);
+    if (p && !p->failed && !p->finished) {
+        p->failed = true;
+        r->n_failed++;
+        p->failure = (struct failed_prompt){.ordinal = failed.ordinal, .attempts = failed.attempts};
+        memcpy(p->failure.reason, failed.reason, sizeof p->failure.reason);
+    }
+    return ST_OK;
+}
+
+/* Several ranks may report the same prompt when they fall together: that is one fault. */
+static enum status visit_fault(struct resume_state *r, const void *payload, size_t bytes)
+{
+    struct journal_fault fault;
+    TRY(journal_unpack_fault(&fault, payload, bytes));
+    struct resume_prompt *p = find(r, fault.ordinal, fault.key);
+    r->is_open = false;
+    if (p && !p->finished && (p->n_faults == 0 || p->fault.epoch != fault.epoch)) {
+        p->n_faults++;
+        p->fault = fault;
+    }
+    return ST_OK;
+}
+
+int32_t resume_n_deaths(const struct resume_state *r)
+{
+    return r->n_deaths + (r->is_open && !r->has_finished);
+}
+
+static void visit_retry(struct resume_state *r)
+{
+    for (int64_t i = 0; i < r->n; i++) {
+        forgive(r, &r->prompts[i]);
+    }
+    r->n_deaths = 0;
+    r->is_open = false;
+}
+
 enum status resume_visit(void *ctx, uint32_t kind, const void *payload, size_t bytes)
 {
     struct resume_state *r = ctx;
     if (kind == JOURNAL_RUN) {
         struct journal_run run;
         TRY(journal_unpack_run(&run, payload, bytes));
+        r->n_deaths = resume_n_deaths(r);
         r->n_epochs++;
+        r->is_open = true;
+        r->has_finished = false;
     } else if (kind == JOURNAL_START) {
         struct journal_start start;
         TRY(journal_unpack_start(&start, payload, bytes));
@@ -104,16 +163,55 @@ enum status resume_visit(void *ctx, uint32_t kind, const void *payload, size_t b
     } else if (kind == JOURNAL_FINISHED) {
         TRY(visit_finished(r, payload, bytes));
     } else if (kind == JOURNAL_FAILED) {
-        struct journal_failed failed;
-        TRY(journal_unpack_failed(&failed, payload, bytes));
-        struct resume_prompt *p = find(r, failed.ordinal, failed.key);
-        if (p && !p->failed && !p->finished) {
-            p->failed = true;
-            r->n_failed++;
-            p->failure =
-                (struct failed_prompt){.ordinal = failed.ordinal, .attempts = failed.attempts};
-            memcpy(p->failure.reason, failed.reason, sizeof p->failure.reason);
+        TRY(visit_failed(r, payload, bytes));
+    } else if (kind == JOURNAL_FAULT) {
+        TRY(visit_fault(r, payload, bytes));
+    } else if (kind == JOURNAL_END) {
+        struct journal_end end;
+        TRY(journal_unpack_end(&end, payload, bytes));
+        r->is_open = false;
+    } else if (kind == JOURNAL_RETRY) {
+        visit_retry(r);
+    }
+    return ST_OK;
+}
+
+enum status resume_retry(struct resume_state *r, struct journal *journal)
+{
+    TRY(journal_append(journal, JOURNAL_RETRY, NULL, 0, true));
+    visit_retry(r);
+    return ST_OK;
+}
+
+enum status resume_check_deaths(const struct resume_state *r, int32_t max_deaths, const char *dir)
+{
+    int32_t n = resume_n_deaths(r);
+    if (max_deaths == 0 || n < max_deaths) {
+        return ST_OK;
+    }
+    FAIL(ST_USER,
+         "%d start%s on %s in a row died without a word (killed, out of memory, a lost host) and "
+         "finished no prompt; run.max_deaths = %d. Look for the cause (the kernel's or the "
+         "scheduler's log), then start with --retry-failed",
+         n, n == 1 ? "" : "s", dir, max_deaths);
+}
+
+enum status resume_fail_broken(struct resume_state *r, struct journal *journal)
+{
+    for (int64_t i = 0; i < r->n; i++) {
+        struct resume_prompt *p = &r->prompts[i];
+        if (p->finished || p->failed || p->n_faults < RESUME_MOST_FAULTS) {
+            continue;
         }
+        unsigned char packed[JOURNAL_SMALL_BYTES];
+        struct journal_failed failed = {
+            .ordinal = i, .key = {p->key[0], p->key[1]}, .attempts = p->attempts};
+        int most = (int)sizeof failed.reason - 20; // of what follows "rank 123456: "
+        snprintf(failed.reason, sizeof failed.reason, "rank %d: %.*s", p->fault.rank, most,
+                 p->fault.reason);
+        size_t bytes = journal_pack_failed(packed, &failed);
+        TRY(journal_append(journal, JOURNAL_FAILED, packed, bytes, true));
+        TRY(visit_failed(r, packed, bytes));
     }
     return ST_OK;
 }

@@ -14,7 +14,7 @@
 #include "kernels/host.h"
 
 /* Columns that one step of an inner loop takes: 32 bits of each plane. Groups are multiples. */
-enum { CPU_STEP = 32, CPU_TILE = 3 };
+enum { CPU_STEP = 32, CPU_TILE = 3, CPU_TILE_ROOM = 4, CPU_MAX_SEGMENTS = 16 };
 
 /* One row of a nested matrix at one precision, ready to be decoded. */
 struct nested_row {
@@ -27,12 +27,20 @@ struct nested_row {
     int32_t group_cols;
 };
 
-/* Inner loops. n is any length: a last step that is not whole is filled up with zeros. */
+/* Inner loops. Lengths are any: a last step that is not whole is filled up with zeros. Sums over
+ * segments: n_segments <= CPU_MAX_SEGMENTS, segment s is the columns cut[s]..cut[s + 1]; each sum
+ * is the same bit for bit as that of the segment alone. */
 struct cpu_isa {
     const char *name; /* "avx2", "scalar" */
-    /* sum w[i] x[i] for n_x <= CPU_TILE vectors x; out[j] is the same bit for bit whatever n_x. */
-    void (*dots)(float *out, const float *w, const float *const *x, int n_x, int32_t n);
-    /* The same for one x and weights of type F32, F16 or BF16: equals converting first. */
+    /* out[s * CPU_TILE_ROOM + j] = sum w[i] x[j][i] over segment s, for n_x <= CPU_TILE vectors x;
+     * the same bit for bit whatever n_x. */
+    void (*dots)(float *out, const float *w, const float *const *x, int n_x, const int32_t *cut,
+                 int n_segments);
+    /* out[s] for one x and weights of type F32, F16 or BF16: equals converting first. out has room
+     * for CPU_MAX_SEGMENTS. */
+    void (*dot_segments)(float *out, const void *w, enum dtype dtype, const float *x,
+                         const int32_t *cut, int n_segments);
+    /* The same for one segment, 0..n. */
     float (*dot)(const void *w, enum dtype dtype, const float *x, int32_t n);
     /* y += a v, v of type F32, F16 or BF16. */
     void (*axpy)(float *y, float a, const void *v, enum dtype dtype, int32_t n);
@@ -79,6 +87,12 @@ static inline struct cpu_output cpu_output(struct tensor *y, const struct tensor
                                .add_up = how->add_up};
 }
 
+/* A row's segments, CPU_MAX_SEGMENTS at a time. */
+static inline int cpu_segments_now(int32_t n_segments, int32_t first)
+{
+    return n_segments - first < CPU_MAX_SEGMENTS ? (int)(n_segments - first) : CPU_MAX_SEGMENTS;
+}
+
 /* One segment's sum; a row's segments come in order. */
 static inline void cpu_store(const struct cpu_output *out, int32_t segment, size_t token,
                              int32_t row, float sum)
@@ -89,6 +103,23 @@ static inline void cpu_store(const struct cpu_output *out, int32_t segment, size
         sum += out->bias[row];
     }
     *to = out->add_up && segment > 0 ? *to + sum : sum;
+}
+
+/* One row of weights times n <= CPU_TILE tokens' x, every segment. */
+static inline void cpu_tile(const struct cpu_isa *isa, const struct cpu_output *out,
+                            const float *weights, const float *const *x, const size_t *token, int n,
+                            int32_t row, const int32_t *cut, int32_t n_segments)
+{
+    for (int32_t first = 0; first < n_segments; first += CPU_MAX_SEGMENTS) {
+        float sum[CPU_MAX_SEGMENTS * CPU_TILE_ROOM];
+        int n_now = cpu_segments_now(n_segments, first);
+        isa->dots(sum, weights, x, n, cut + first, n_now);
+        for (int s = 0; s < n_now; s++) {
+            for (int j = 0; j < n; j++) {
+                cpu_store(out, first + s, token[j], row, sum[s * CPU_TILE_ROOM + j]);
+            }
+        }
+    }
 }
 
 /* Slots of struct backend_ops. */

@@ -24,12 +24,29 @@ enum { N_VEC = CPU_STEP / 8 };
 
 /* ---- sums ---- */
 
-AVX2_INLINE float sum_step(const __m256 acc[N_VEC])
+AVX2_INLINE __m256 sum_step(const __m256 acc[N_VEC])
 {
-    __m256 v = _mm256_add_ps(_mm256_add_ps(acc[0], acc[1]), _mm256_add_ps(acc[2], acc[3]));
+    return _mm256_add_ps(_mm256_add_ps(acc[0], acc[1]), _mm256_add_ps(acc[2], acc[3]));
+}
+
+AVX2_INLINE float sum_vector(__m256 v)
+{
     __m128 q = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
     q = _mm_add_ps(q, _mm_movehl_ps(q, q));
     return _mm_cvtss_f32(_mm_add_ss(q, _mm_movehdup_ps(q)));
+}
+
+/* sum_vector of four at once: the same additions, so the same bits. */
+AVX2_INLINE __m128 sum_vectors(const __m256 v[4])
+{
+    __m256 even = _mm256_add_ps(_mm256_permute2f128_ps(v[0], v[2], 0x20),
+                                _mm256_permute2f128_ps(v[0], v[2], 0x31));
+    __m256 odd = _mm256_add_ps(_mm256_permute2f128_ps(v[1], v[3], 0x20),
+                               _mm256_permute2f128_ps(v[1], v[3], 0x31));
+    __m256 pair =
+        _mm256_add_ps(_mm256_shuffle_ps(even, odd, 0x44), _mm256_shuffle_ps(even, odd, 0xee));
+    pair = _mm256_add_ps(pair, _mm256_movehdup_ps(pair));
+    return _mm_shuffle_ps(_mm256_castps256_ps128(pair), _mm256_extractf128_ps(pair, 1), 0x88);
 }
 
 AVX2_INLINE __m256 load8(const void *v, enum dtype dtype, int32_t i)
@@ -44,9 +61,10 @@ AVX2_INLINE __m256 load8(const void *v, enum dtype dtype, int32_t i)
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
 }
 
-/* dtype and n_x are constants where this is called. */
-AVX2_INLINE void dots_any(float *out, const void *w, enum dtype dtype, const float *const *x,
-                          int n_x, int32_t n)
+/* sum[j] (n_x) = w times x[j] over the columns begin..end, eight sums each. dtype and n_x are
+ * constants where this is called. */
+AVX2_INLINE void dots_vectors(__m256 *sum, const void *w, enum dtype dtype, const float *const *x,
+                              int n_x, int32_t begin, int32_t end)
 {
     __m256 acc[CPU_TILE][N_VEC];
     for (int j = 0; j < n_x; j++) {
@@ -54,8 +72,8 @@ AVX2_INLINE void dots_any(float *out, const void *w, enum dtype dtype, const flo
             acc[j][k] = _mm256_setzero_ps();
         }
     }
-    int32_t i = 0;
-    for (; i + CPU_STEP <= n; i += CPU_STEP) {
+    int32_t i = begin;
+    for (; i + CPU_STEP <= end; i += CPU_STEP) {
         for (int k = 0; k < N_VEC; k++) {
             __m256 w8 = load8(w, dtype, i + 8 * k);
             for (int j = 0; j < n_x; j++) {
@@ -63,9 +81,9 @@ AVX2_INLINE void dots_any(float *out, const void *w, enum dtype dtype, const flo
             }
         }
     }
-    if (i < n) {
+    if (i < end) {
         float w_step[CPU_STEP] = {0}, x_step[CPU_STEP] = {0};
-        size_t size = dtype == DT_F32 ? 4 : 2, rest = (size_t)(n - i);
+        size_t size = dtype == DT_F32 ? 4 : 2, rest = (size_t)(end - i);
         memcpy(w_step, (const char *)w + (size_t)i * size, rest * size);
         for (int j = 0; j < n_x; j++) {
             memcpy(x_step, x[j] + i, rest * sizeof *x_step);
@@ -76,37 +94,85 @@ AVX2_INLINE void dots_any(float *out, const void *w, enum dtype dtype, const flo
         }
     }
     for (int j = 0; j < n_x; j++) {
-        out[j] = sum_step(acc[j]);
+        sum[j] = sum_step(acc[j]);
     }
 }
 
-AVX2 static void avx2_dots(float *out, const float *w, const float *const *x, int n_x, int32_t n)
+AVX2_INLINE void dots_any(float *out, const float *w, const float *const *x, int n_x,
+                          const int32_t *cut, int n_segments)
+{
+    __m256 sum[CPU_TILE_ROOM];
+    for (int j = 0; j < CPU_TILE_ROOM; j++) {
+        sum[j] = _mm256_setzero_ps();
+    }
+    for (int s = 0; s < n_segments; s++) {
+        dots_vectors(sum, w, DT_F32, x, n_x, cut[s], cut[s + 1]);
+        _mm_storeu_ps(out + s * CPU_TILE_ROOM, sum_vectors(sum));
+    }
+}
+
+AVX2 static void avx2_dots(float *out, const float *w, const float *const *x, int n_x,
+                           const int32_t *cut, int n_segments)
 {
     switch (n_x) {
     case 1:
-        dots_any(out, w, DT_F32, x, 1, n);
+        dots_any(out, w, x, 1, cut, n_segments);
         return;
     case 2:
-        dots_any(out, w, DT_F32, x, 2, n);
+        dots_any(out, w, x, 2, cut, n_segments);
         return;
     case CPU_TILE:
-        dots_any(out, w, DT_F32, x, CPU_TILE, n);
+        dots_any(out, w, x, CPU_TILE, cut, n_segments);
         return;
     }
     INVARIANT(!"a tile of 1..CPU_TILE tokens");
 }
 
+AVX2_INLINE void dot_segments_any(float *out, const void *w, enum dtype dtype, const float *x,
+                                  const int32_t *cut, int n_segments)
+{
+    if (n_segments == 1) {
+        __m256 sum;
+        dots_vectors(&sum, w, dtype, &x, 1, cut[0], cut[1]);
+        out[0] = sum_vector(sum);
+        return;
+    }
+    for (int s = 0; s < n_segments; s += 4) {
+        __m256 sum[4];
+        for (int k = 0; k < 4; k++) {
+            if (s + k < n_segments) {
+                dots_vectors(&sum[k], w, dtype, &x, 1, cut[s + k], cut[s + k + 1]);
+            } else {
+                sum[k] = _mm256_setzero_ps();
+            }
+        }
+        _mm_storeu_ps(out + s, sum_vectors(sum));
+    }
+}
+
+AVX2 static void avx2_dot_segments(float *out, const void *w, enum dtype dtype, const float *x,
+                                   const int32_t *cut, int n_segments)
+{
+    if (dtype == DT_F32) {
+        dot_segments_any(out, w, DT_F32, x, cut, n_segments);
+    } else if (dtype == DT_F16) {
+        dot_segments_any(out, w, DT_F16, x, cut, n_segments);
+    } else {
+        dot_segments_any(out, w, DT_BF16, x, cut, n_segments);
+    }
+}
+
 AVX2 static float avx2_dot(const void *w, enum dtype dtype, const float *x, int32_t n)
 {
-    float out = 0;
+    __m256 sum;
     if (dtype == DT_F32) {
-        dots_any(&out, w, DT_F32, &x, 1, n);
+        dots_vectors(&sum, w, DT_F32, &x, 1, 0, n);
     } else if (dtype == DT_F16) {
-        dots_any(&out, w, DT_F16, &x, 1, n);
+        dots_vectors(&sum, w, DT_F16, &x, 1, 0, n);
     } else {
-        dots_any(&out, w, DT_BF16, &x, 1, n);
+        dots_vectors(&sum, w, DT_BF16, &x, 1, 0, n);
     }
-    return out;
+    return sum_vector(sum);
 }
 
 AVX2 static void avx2_axpy(float *y, float a, const void *v, enum dtype dtype, int32_t n)
@@ -288,7 +354,7 @@ AVX2_INLINE float walk(const struct nested_row *row, enum level_kind kind, int b
                     __m256 w8 = step_weights(&g, lut, kind, bits, codes, k);
                     acc[k] = _mm256_fmadd_ps(w8, _mm256_loadu_ps(x + c + 8 * k), acc[k]);
                 }
-            } else { /* as dots_any does it: zeros on both sides, in case a level is infinite */
+            } else { /* as dots_vectors does it: zeros on both sides, in case a level is infinite */
                 float w_step[CPU_STEP], x_step[CPU_STEP] = {0};
                 size_t rest = (size_t)(n - c);
                 for (int k = 0; k < N_VEC; k++) {
@@ -304,7 +370,7 @@ AVX2_INLINE float walk(const struct nested_row *row, enum level_kind kind, int b
             }
         }
     }
-    return sum_step(acc);
+    return sum_vector(sum_step(acc));
 }
 
 /* One copy of walk per precision and kind, so that inside it both are constants. */
@@ -356,6 +422,7 @@ AVX2 static float avx2_dot_nested(const struct nested_row *row, int32_t begin, c
 static const struct cpu_isa isa_avx2 = {
     .name = "avx2",
     .dots = avx2_dots,
+    .dot_segments = avx2_dot_segments,
     .dot = avx2_dot,
     .axpy = avx2_axpy,
     .convert = avx2_convert,

@@ -19,11 +19,13 @@ struct pass {
 
 static void row_for_one(const struct pass *pass, int32_t r, const char *row)
 {
-    size_t value_bytes = dtype_bytes(pass->w->dtype);
-    for (int32_t s = 0; s < pass->n_segments; s++) {
-        int32_t begin = pass->cut[s], n = pass->cut[s + 1] - begin;
-        const char *w = row + (size_t)begin * value_bytes;
-        cpu_store(&pass->out, s, 0, r, pass->isa->dot(w, pass->w->dtype, pass->x + begin, n));
+    for (int32_t first = 0; first < pass->n_segments; first += CPU_MAX_SEGMENTS) {
+        float sum[CPU_MAX_SEGMENTS];
+        int n_now = cpu_segments_now(pass->n_segments, first);
+        pass->isa->dot_segments(sum, row, pass->w->dtype, pass->x, pass->cut + first, n_now);
+        for (int s = 0; s < n_now; s++) {
+            cpu_store(&pass->out, first + s, 0, r, sum[s]);
+        }
     }
 }
 
@@ -37,17 +39,13 @@ static void row_for_many(const struct pass *pass, int32_t r, const char *row, fl
     }
     for (size_t t = 0; t < pass->n_tok; t += CPU_TILE) {
         int n = pass->n_tok - t < CPU_TILE ? (int)(pass->n_tok - t) : CPU_TILE;
-        for (int32_t s = 0; s < pass->n_segments; s++) {
-            const float *x[CPU_TILE];
-            float sum[CPU_TILE];
-            for (int j = 0; j < n; j++) {
-                x[j] = pass->x + (t + (size_t)j) * (size_t)n_cols + (size_t)pass->cut[s];
-            }
-            pass->isa->dots(sum, weights + pass->cut[s], x, n, pass->cut[s + 1] - pass->cut[s]);
-            for (int j = 0; j < n; j++) {
-                cpu_store(&pass->out, s, t + (size_t)j, r, sum[j]);
-            }
+        const float *x[CPU_TILE];
+        size_t token[CPU_TILE];
+        for (int j = 0; j < n; j++) {
+            token[j] = t + (size_t)j;
+            x[j] = pass->x + token[j] * (size_t)n_cols;
         }
+        cpu_tile(pass->isa, &pass->out, weights, x, token, n, r, pass->cut, pass->n_segments);
     }
 }
 

@@ -185,27 +185,19 @@ static void row_for_many(const struct pass *pass, const struct nested_row *row, 
     pass->isa->decode(weights, row, 0, pass->w->n_cols);
     size_t t = 0;
     while (t < pass->n_tok) {
+        const float *x[CPU_TILE];
         size_t token[CPU_TILE];
         int n = 0;
         for (; t < pass->n_tok && n < CPU_TILE; t++) {
             if (pass->bits[t] == row->bits) {
+                x[n] = pass->x + t * n_cols;
                 token[n++] = t;
             }
         }
         if (n == 0) {
             return;
         }
-        for (int32_t s = 0; s < pass->n_segments; s++) {
-            const float *x[CPU_TILE];
-            float sum[CPU_TILE];
-            for (int j = 0; j < n; j++) {
-                x[j] = pass->x + token[j] * n_cols + (size_t)pass->cut[s];
-            }
-            pass->isa->dots(sum, weights + pass->cut[s], x, n, pass->cut[s + 1] - pass->cut[s]);
-            for (int j = 0; j < n; j++) {
-                cpu_store(&pass->out, s, token[j], r, sum[j]);
-            }
-        }
+        cpu_tile(pass->isa, &pass->out, weights, x, token, n, r, pass->cut, pass->n_segments);
     }
 }
 

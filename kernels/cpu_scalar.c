@@ -44,10 +44,13 @@ static float dot_f32(const float *w, const float *x, int32_t n)
     return sum_lanes(s);
 }
 
-static void scalar_dots(float *out, const float *w, const float *const *x, int n_x, int32_t n)
+static void scalar_dots(float *out, const float *w, const float *const *x, int n_x,
+                        const int32_t *cut, int n_segments)
 {
-    for (int j = 0; j < n_x; j++) {
-        out[j] = dot_f32(w, x[j], n);
+    for (int s = 0; s < n_segments; s++) {
+        for (int j = 0; j < n_x; j++) {
+            out[s * CPU_TILE_ROOM + j] = dot_f32(w + cut[s], x[j] + cut[s], cut[s + 1] - cut[s]);
+        }
     }
 }
 
@@ -68,6 +71,15 @@ static float scalar_dot(const void *w, enum dtype dtype, const float *x, int32_t
         }
     }
     return sum_lanes(s);
+}
+
+static void scalar_dot_segments(float *out, const void *w, enum dtype dtype, const float *x,
+                                const int32_t *cut, int n_segments)
+{
+    for (int s = 0; s < n_segments; s++) {
+        const char *begin = (const char *)w + (size_t)cut[s] * dtype_bytes(dtype);
+        out[s] = scalar_dot(begin, dtype, x + cut[s], cut[s + 1] - cut[s]);
+    }
 }
 
 static void scalar_axpy(float *y, float a, const void *v, enum dtype dtype, int32_t n)
@@ -164,6 +176,7 @@ static float scalar_dot_nested(const struct nested_row *row, int32_t begin, cons
 const struct cpu_isa cpu_isa_scalar = {
     .name = "scalar",
     .dots = scalar_dots,
+    .dot_segments = scalar_dot_segments,
     .dot = scalar_dot,
     .axpy = scalar_axpy,
     .convert = scalar_convert,

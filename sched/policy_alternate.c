@@ -82,5 +82,6 @@ const struct policy_ops policy_alternate = {
     .begin = alternate_begin,
     .plan = alternate_plan,
     .observe = policy_observe_nothing,
+    .digest = policy_digest_nothing,
     .close = alternate_close,
 };

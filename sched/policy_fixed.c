@@ -54,5 +54,6 @@ const struct policy_ops policy_fixed = {
     .begin = fixed_begin,
     .plan = fixed_plan,
     .observe = policy_observe_nothing,
+    .digest = policy_digest_nothing,
     .close = fixed_close,
 };

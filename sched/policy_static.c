@@ -89,6 +89,7 @@ const struct policy_ops policy_static = {
     .begin = points_begin,
     .plan = points_plan,
     .observe = policy_observe_nothing,
+    .digest = policy_digest_nothing,
     .close = points_close,
 };
 
@@ -101,5 +102,6 @@ const struct policy_ops policy_reversed = {
     .begin = points_begin,
     .plan = points_plan,
     .observe = policy_observe_nothing,
+    .digest = policy_digest_nothing,
     .close = points_close,
 };

@@ -5,7 +5,8 @@
 #include <string.h>
 
 static const struct policy_ops *const policies[] = {
-    &policy_fixed, &policy_static, &policy_reversed, &policy_alternate, NULL,
+    &policy_fixed,        &policy_static, &policy_reversed, &policy_alternate, &policy_replay,
+    &policy_replay_slots, NULL,
 };
 
 enum status policy_observe_nothing(void *impl, const struct signals *signals, float dial,
@@ -16,6 +17,12 @@ enum status policy_observe_nothing(void *impl, const struct signals *signals, fl
     (void)dial;
     *level_from_next = -1;
     return ST_OK;
+}
+
+const char *policy_digest_nothing(const void *impl)
+{
+    (void)impl;
+    return "";
 }
 
 const struct policy_ops *registry_policy(int i)

@@ -18,6 +18,10 @@ const struct policy_ops *registry_policy(int i);
 enum status policy_observe_nothing(void *impl, const struct signals *signals, float dial,
                                    int32_t *level_from_next);
 
-extern const struct policy_ops policy_fixed, policy_static, policy_reversed, policy_alternate;
+/* The digest slot of policies that read no files. */
+const char *policy_digest_nothing(const void *impl);
+
+extern const struct policy_ops policy_fixed, policy_static, policy_reversed, policy_alternate,
+    policy_replay, policy_replay_slots;
 
 #endif

@@ -12,7 +12,7 @@ import unittest
 import h5py
 import numpy as np
 
-from common import STORIES, TINY, TOP, Case, logits, main, pmpd, result, write_config
+from common import PMPD, STORIES, TINY, TOP, Case, environment, logits, main, pmpd, result, write_config
 
 FAMILIES = TOP / "tests" / "golden" / "families"
 PLAN = {"policy__name": "static", "policy__prefill": "4", "policy__switches": "0:4 7:3 14:2"}
@@ -190,6 +190,16 @@ class Exactness(Case):
             n_tokens += sum(s["tokens"] for s in scores)
             differences += [s for s in scores if s["nll"] != scores[0]["nll"]]
         self.note("embedded fp16", "perplexity, prefill and decode", "tensor 1/3", 4, n_tokens, differences, start)
+
+    def test_mixed_machines(self):
+        """Ranks that compute in different ways are no one replica and no two of one run."""
+        text = self.folder / "text.txt"
+        text.write_text("The weather is bad. " * 4)
+        parts = [[PMPD, "perplexity", TINY, text, "--backend", name] for name in ("cpu", "cpu_ref")]
+        done = subprocess.run(["mpirun", "-n", "1", *parts[0], ":", "-n", "1", *parts[1]], env=environment(),
+                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=120)
+        self.assertNotEqual(done.returncode, 0)
+        self.assertRegex(done.stderr.decode(), r"rank 1: the arithmetic is cpu_ref scalar here and cpu \w+ on rank 0")
 
     def test_resume_on_other_ranks(self):
         """What three tensor ranks left over two replicas of one take up; nothing is decoded again."""

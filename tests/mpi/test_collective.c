@@ -235,6 +235,24 @@ static void test_text(struct env *env)
     }
 }
 
+static void test_same_text(struct env *env)
+{
+    CHECK_OK(env_agree_text(env, "the kind", "apple", "buy others"));
+    if (env->size > 1) { /* the last rank has another one */
+        bool other = env->rank == env->size - 1;
+        char expected[96];
+        snprintf(expected, sizeof expected,
+                 "%sthe kind is pear here and apple on rank 0: buy others",
+                 other ? "" : "rank N: ");
+        char *rank = strchr(expected, 'N');
+        if (rank) {
+            *rank = (char)('0' + env->size - 1);
+        }
+        CHECK_STATUS(env_agree_text(env, "the kind", other ? "pear" : "apple", "buy others"),
+                     ST_USER, expected);
+    }
+}
+
 static void test_grid(struct env *env)
 {
     CHECK_STATUS(env_grid(env, 0), ST_USER, "parallel.tensor_ranks = 0");
@@ -374,6 +392,7 @@ int main(int argc, char **argv)
     }
     test_agree(&env);
     test_text(&env);
+    test_same_text(&env);
     test_grid(&env);
     test_sums(&env);
     test_gathers(&env);

@@ -1,5 +1,6 @@
 /* Leases and the journal behind them with faked records, for any number of ranks: every prompt
- * once, longest first, starts durable before grants, records durable before they count.
+ * once, longest first and suspects last, starts durable before grants, records durable before they
+ * count; a run that is stopped keeps what was handed in and starts nothing more.
  * SPDX-License-Identifier: Apache-2.0
  */
 #include "dist/lease.h"
@@ -11,19 +12,25 @@
 
 #include "core/log.h"
 #include "core/mem.h"
+#include "dist/stop.h"
 #include "tests/check.h"
 #include "tests/gen.h"
 
+enum { NOBODY = -1, ALL = -2 };
 enum { MAX_ITEMS = 64, SLOTS = 2, MAX_STEPS = 400, LARGE_FEATURES = 1 << 20 };
 enum { MAX_RECORD = 1 << 16, MAX_LARGE_RECORD = LARGE_FEATURES * 8 + (1 << 16) };
 
 struct scene {
     const char *name;
     int64_t n;
-    int tensor_ranks;
-    int slow_replica;   /* its passes take 20 ms; -1: none */
-    int absent_replica; /* sends a large record, then sleeps without MPI; -1: none */
+    int tensor_ranks;   /* 0: 1 */
+    int slow;           /* this replica's passes take 20 ms; NOBODY; ALL */
+    int absent;         /* this replica sends a large record, then sleeps without MPI; NOBODY */
     bool look;          /* compare with the journal's file all the time (allocates) */
+    int suspect_every;  /* every so manieth item is one; 0: none */
+    double deadline_s;  /* of the owner; 0: none */
+    int64_t stop_after; /* so many prompts are done: somebody asks rank 0 to stop; 0: nobody does */
+    bool stops;         /* before all is done */
 };
 
 static char dir[GEN_PATH_BYTES];
@@ -49,13 +56,14 @@ static void make_items(int64_t n)
                                        .key = {gen_next(&rng), gen_next(&rng)},
                                        .attempt = 1 + (int32_t)(i % 2),
                                        .cost = (int32_t)gen_below(&rng, 10)};
+        items[i].alone = scene.suspect_every > 0 && i % scene.suspect_every == 0;
     }
 }
 
 static bool is_large(int64_t ordinal, int32_t replica)
 {
     (void)ordinal;
-    return scene.absent_replica >= 0 && replica == scene.absent_replica;
+    return scene.absent >= 0 && replica == scene.absent;
 }
 
 struct record_room {
@@ -176,23 +184,30 @@ static void check_journal(int64_t n)
     }
     size_t bad = 99;
     CHECK_OK(journal_read(dir, look_at, &f, &bad));
-    CHECK(bad == 0 && f.n_started == n && f.n_finished == n);
+    CHECK(bad == 0 && f.n_finished == n_counted && f.n_started >= f.n_finished);
+    CHECK(scene.stops ? f.n_started < n : f.n_started == n && f.n_finished == n);
+    if (scene.stops && scene.deadline_s > 0 && scene.deadline_s < 1e-3) {
+        CHECK(f.n_started == 0);
+    }
     bool seen[128] = {false};
     for (int64_t i = 0; i < f.n_finished; i++) {
         CHECK(!seen[f.finished[i]]);
         seen[f.finished[i]] = true;
     }
-    // longest first, then in the order of the file
+    // suspects last, longest first, then in the order of the file
     for (int64_t i = 1; i < f.n_started; i++) {
         const struct lease_item *a = f.by_ordinal[f.started[i - 1]];
         const struct lease_item *b = f.by_ordinal[f.started[i]];
-        CHECK(a && b && (a->cost > b->cost || (a->cost == b->cost && a->ordinal < b->ordinal)));
+        CHECK(a && b && a->alone <= b->alone);
+        CHECK(a && b &&
+              (a->alone < b->alone || a->cost > b->cost ||
+               (a->cost == b->cost && a->ordinal < b->ordinal)));
     }
     // records of those who did not sleep were taken while the large one was under way
-    if (scene.absent_replica >= 0 && f.n_finished > 0) {
+    if (scene.absent >= 0 && f.n_finished > 0) {
         int64_t last = f.finished[f.n_finished - 1];
         for (int64_t i = 0; i < f.n_started; i++) {
-            CHECK(f.started[i] != last || f.start_replica[i] == scene.absent_replica);
+            CHECK(f.started[i] != last || f.start_replica[i] == scene.absent);
         }
     }
 }
@@ -207,6 +222,9 @@ static void count_done(void *ctx, int64_t n_done, int64_t n_total)
     if (scene.look) {
         CHECK(n_finished_in_file() == n_done);
     }
+    if (n_done == scene.stop_after) {
+        stop_ask(SIGTERM, 3);
+    }
 }
 
 struct slot {
@@ -215,17 +233,17 @@ struct slot {
     struct lease_item item;
 };
 
-/* A replica's first rank: polls when a slot is free, decodes, hands in. */
+/* A replica's first rank: polls when a slot is free, decodes, hands in; leaves when told to. */
 static int64_t decode_all(struct env *env, struct lease_client *client, struct lease_owner *owner)
 {
     struct slot slots[SLOTS] = {0};
     struct gen_rng rng = {(uint64_t)env->rank + 1};
-    int n_slots = env->replica == scene.absent_replica ? 1 : SLOTS;
+    int n_slots = env->replica == scene.absent ? 1 : SLOTS;
     int64_t n_done = 0;
     int n_busy = 0;
-    bool more = true;
-    while (more || n_busy > 0) {
-        for (int s = 0; s < n_slots && more; s++) {
+    bool more = true, stop = false;
+    while (!stop && (more || n_busy > 0)) {
+        for (int s = 0; s < n_slots && more && !stop; s++) {
             enum lease_state state = LEASE_WAIT;
             if (slots[s].busy) {
                 continue;
@@ -238,13 +256,17 @@ static int64_t decode_all(struct env *env, struct lease_client *client, struct l
                 CHECK(!scene.look || started_in_file(slots[s].item.ordinal));
             }
             more = state != LEASE_NONE_LEFT;
+            stop = state == LEASE_STOP;
         }
-        pause_ms(env->replica == scene.slow_replica ? 20 : gen_uniform(&rng));
+        pause_ms(env->replica == scene.slow || scene.slow == ALL ? 20 : gen_uniform(&rng));
         if (owner) {
             CHECK_OK(lease_owner_poll(owner));
         }
-        CHECK_OK(lease_client_progress(client));
-        for (int s = 0; s < n_slots; s++) {
+        bool heard = false;
+        CHECK_OK(lease_client_progress(client, &heard));
+        CHECK(heard || !stop); // once told, always told
+        stop = heard;
+        for (int s = 0; s < n_slots && !stop; s++) {
             if (!slots[s].busy || --slots[s].passes_left > 0) {
                 continue;
             }
@@ -261,18 +283,20 @@ static int64_t decode_all(struct env *env, struct lease_client *client, struct l
     }
     enum lease_state state = LEASE_WAIT;
     CHECK_OK(lease_client_poll(client, &state, &slots[0].item));
-    CHECK(state == LEASE_NONE_LEFT); // final
+    CHECK(state == (stop ? LEASE_STOP : LEASE_NONE_LEFT) ||
+          (scene.stops && state == LEASE_STOP)); // final
+    CHECK(!stop || scene.stops);
     return n_done;
 }
 
 static void play(struct env *env, const struct scene *what)
 {
     scene = *what;
-    CHECK_OK(env_grid(env, scene.tensor_ranks));
+    CHECK_OK(env_grid(env, scene.tensor_ranks > 0 ? scene.tensor_ranks : 1));
     struct journal *journal = NULL;
     struct lease_owner *owner = NULL;
     struct lease_client *client = NULL;
-    size_t max_bytes = scene.absent_replica >= 0 ? MAX_LARGE_RECORD : MAX_RECORD;
+    size_t max_bytes = scene.absent >= 0 ? MAX_LARGE_RECORD : MAX_RECORD;
     make_items(scene.n);
     n_counted = 0;
     if (env->rank == 0) {
@@ -283,23 +307,30 @@ static void play(struct env *env, const struct scene *what)
     if (env->rank == 0) {
         CHECK_OK(lease_owner_create(&owner, env, journal, items, scene.n, 4, max_bytes, count_done,
                                     &n_counted));
+        CHECK(lease_owner_stopping(owner) == NULL);
+        lease_owner_set_deadline(owner, scene.deadline_s);
     }
     int64_t mine = 0, sum = 0;
     if (env->tensor_rank == 0) {
         CHECK_OK(lease_client_create(&client, env, owner, max_bytes, 60));
         uint64_t allocs = mem_alloc_count();
         mine = decode_all(env, client, owner);
-        CHECK_OK(lease_client_flush(client));
+        CHECK_OK(lease_client_leave(client));
         if (owner) {
             CHECK_OK(lease_owner_serve(owner));
             CHECK_OK(lease_owner_poll(owner));
-            CHECK(n_counted == scene.n);
+            CHECK(scene.stops ? n_counted < scene.n : n_counted == scene.n);
+            const char *why = lease_owner_stopping(owner);
+            const char *expected = scene.stop_after > 0 ? "SIGTERM on rank 3" : "run.deadline_s";
+            CHECK(scene.stops ? why && strcmp(why, expected) == 0 : why == NULL);
         }
         CHECK(scene.look || mem_alloc_count() == allocs);
+        lease_client_destroy(&client); // nothing comes for it any more
     }
     MPI_Allreduce(&mine, &sum, 1, MPI_INT64_T, MPI_SUM, env->world);
-    CHECK(sum == scene.n);
-    if (scene.slow_replica > 0 && env->replica == scene.slow_replica) {
+    MPI_Bcast(&n_counted, 1, MPI_INT64_T, 0, env->world);
+    CHECK(sum == n_counted); // all that was handed in is durable
+    if (scene.slow > 0 && env->replica == scene.slow) {
         CHECK(mine < scene.n / 2); // the quick ones do more (all wait for a slow owner)
     }
     int left = 0;
@@ -320,7 +351,7 @@ static void play(struct env *env, const struct scene *what)
 /* Errors that rank 0 meets by itself, in a grid of one replica. */
 static void test_errors(struct env *env)
 {
-    scene = (struct scene){.n = 3, .slow_replica = -1, .absent_replica = -1};
+    scene = (struct scene){.n = 3, .slow = NOBODY, .absent = NOBODY};
     CHECK_OK(env_grid(env, env->size));
     if (env->rank != 0) {
         return;
@@ -389,23 +420,40 @@ int main(int argc, char **argv)
     }
     room.features = calloc(2 * (size_t)LARGE_FEATURES, sizeof(float));
     const struct scene scenes[] = {
-        {"many prompts", 60, 1, -1, -1, false},
-        {"the file is right at every moment", 12, 1, -1, -1, true},
-        {"one replica is slow", 40, 1, 1, -1, false},
-        {"the owner is slow", 30, 1, 0, -1, false},
-        {"more replicas than prompts", 1, 1, -1, -1, false},
-        {"nothing to do", 0, 1, -1, -1, false},
+        {.name = "many prompts", .n = 60, .slow = NOBODY, .absent = NOBODY},
+        {.name = "the file is right", .n = 12, .slow = NOBODY, .absent = NOBODY, .look = true},
+        {.name = "one replica is slow", .n = 40, .slow = 1, .absent = NOBODY},
+        {.name = "the owner is slow", .n = 30, .slow = 0, .absent = NOBODY},
+        {.name = "more replicas than prompts", .n = 1, .slow = NOBODY, .absent = NOBODY},
+        {.name = "nothing to do", .n = 0, .slow = NOBODY, .absent = NOBODY},
+        {.name = "suspects", .n = 40, .slow = NOBODY, .absent = NOBODY, .suspect_every = 3},
+        {.name = "a deadline far off", .n = 9, .slow = NOBODY, .absent = NOBODY, .deadline_s = 60},
     };
     for (size_t i = 0; i < sizeof scenes / sizeof scenes[0]; i++) {
         play(&env, &scenes[i]);
     }
     if (env.size > 1) {
-        play(&env, &(struct scene){"a large record, its sender away", 9, 1, -1, 1, false});
+        play(&env, &(struct scene){.name = "a large record", .n = 9, .slow = NOBODY, .absent = 1});
     }
     if (env.size % 2 == 0) {
-        play(&env, &(struct scene){"two ranks per replica", 20, 2, -1, -1, false});
+        play(&env, &(struct scene){.n = 20, .tensor_ranks = 2, .slow = NOBODY, .absent = NOBODY});
     }
     test_errors(&env);
+    MPI_Barrier(env.world);
+    const struct scene stops[] = {
+        {.name = "no time", .n = 20, .slow = 0, .deadline_s = 1e-9},
+        {.name = "a deadline", .n = 60, .slow = ALL, .deadline_s = 0.15},
+        {.name = "a wish", .n = 60, .slow = ALL, .stop_after = 5},
+        // nobody takes that wish back: from here on every run stops
+        {.name = "a wish from the start", .n = 20, .slow = NOBODY, .stop_after = 1},
+    };
+    for (size_t i = 0; i < sizeof stops / sizeof stops[0]; i++) {
+        struct scene s = stops[i];
+        s.absent = NOBODY;
+        s.stops = true;
+        play(&env, &s);
+    }
+    play(&env, &(struct scene){.name = "nothing to stop", .slow = NOBODY, .absent = NOBODY});
     MPI_Barrier(env.world);
     env_end(&env);
     free(room.features);

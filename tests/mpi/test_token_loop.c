@@ -17,7 +17,7 @@
 #include "sched/registry.h"
 #include "tests/gen.h"
 
-enum { N_PROMPTS = 5, N_NEW = 65, PROMPT_TOK = 9 };
+enum { N_PROMPTS = 5, N_NEW = 65, PROMPT_TOK = 9, MOST_PASSES = 600 };
 
 /* ---- allocations of our objects, counted ---- */
 
@@ -70,6 +70,8 @@ int __wrap_posix_memalign(void **out, size_t align, size_t bytes)
 struct watch {
     long at_first, at_last; /* n_allocated when the first and the latest token came out */
     long n_tokens, n_gathered;
+    int n_finished, finished[N_PROMPTS]; /* ordinals as they came */
+    int32_t company[MOST_PASSES];        /* slots that decoded in each pass */
     struct lease_client *client;
     struct step_record steps[N_PROMPTS][N_NEW]; /* of the finished prompts */
     int32_t n_steps[N_PROMPTS];
@@ -96,7 +98,11 @@ static enum status on_finished(void *ctx, const struct finished_record *record)
            (size_t)record->n_steps * sizeof *record->steps);
     for (int32_t i = 0; i < record->n_passes; i++) {
         w->n_gathered += record->passes[i].n_gathered;
+        if (CHECK(record->passes[i].pass < MOST_PASSES)) {
+            w->company[record->passes[i].pass] = record->passes[i].n_slots;
+        }
     }
+    w->finished[w->n_finished++] = (int)record->ordinal;
     enum status st = w->client ? lease_client_finish(w->client, record) : ST_OK;
     w->at_last = atomic_load(&n_allocated);
     return st;
@@ -127,9 +133,10 @@ static enum status no_records(void *ctx, uint32_t kind, const void *payload, siz
     return ST_OK;
 }
 
-/* A run of all prompts with the given slots; steps and allocations go to w. */
-static void run(struct env *env, const char *model, const char *out, int32_t n_slots, double top_p,
-                float temperature, struct watch *w)
+/* A run of all prompts with the given slots; the first n_suspects are suspects. Steps and
+ * allocations go to w. */
+static void run(struct env *env, const char *model, const char *out, int32_t n_slots,
+                int n_suspects, double top_p, float temperature, struct watch *w)
 {
     struct settings s;
     struct engine e;
@@ -168,8 +175,10 @@ static void run(struct env *env, const char *model, const char *out, int32_t n_s
     CHECK_OK(session_max_record_bytes(&max_record, &o, e.source.config.head_dim));
     CHECK_OK(session_create(&session, e.dec, &e.coll, &policy, &e.levels, &e.source.config, &o));
     for (int i = 0; i < N_PROMPTS; i++) {
-        items[i] =
-            (struct lease_item){.ordinal = i, .attempt = 1, .cost = prompts.prompt[i].n_ids[0]};
+        items[i] = (struct lease_item){.ordinal = i,
+                                       .attempt = 1,
+                                       .cost = prompts.prompt[i].n_ids[0],
+                                       .alone = i < n_suspects};
     }
     if (env->rank == 0) {
         CHECK_OK(journal_open(&journal, out, no_records, NULL));
@@ -189,6 +198,30 @@ static void run(struct env *env, const char *model, const char *out, int32_t n_s
     policy_close(&policy);
     prompts_free(&prompts);
     engine_close(&e);
+}
+
+/* The journal's last records: a suspect is taken when the one before it is done. */
+static enum status last_three(void *ctx, uint32_t kind, const void *payload, size_t bytes)
+{
+    uint32_t *last = ctx;
+    (void)payload;
+    (void)bytes;
+    memmove(last, last + 1, 2 * sizeof *last);
+    last[2] = kind;
+    return ST_OK;
+}
+
+static void check_alone(const struct watch *w, const char *dir)
+{
+    uint32_t last[3] = {0};
+    CHECK_OK(journal_read(dir, last_three, last, NULL));
+    CHECK(last[0] == JOURNAL_FINISHED && last[1] == JOURNAL_START && last[2] == JOURNAL_FINISHED);
+    CHECK(w->finished[N_PROMPTS - 2] == 1 && w->finished[N_PROMPTS - 1] == 0); /* last */
+    for (int i = 0; i < N_PROMPTS; i++) {
+        for (int32_t t = 0; t < w->n_steps[i]; t++) {
+            CHECK((w->company[w->steps[i][t].pass] == 1) == (i < 2));
+        }
+    }
 }
 
 /* The same bits in other company. */
@@ -247,20 +280,27 @@ int main(int argc, char **argv)
         CHECK_OK(nested_write(&report, dense, nested, &o));
     }
     MPI_Barrier(env.world);
-    run(&env, nested, gen_path(out, folder, "two"), 2, 1, 0.7f, &two);
+    run(&env, nested, gen_path(out, folder, "two"), 2, 0, 1, 0.7f, &two);
     check_run(&two);
-    run(&env, nested, gen_path(out, folder, "three"), 3, 1, 0.7f, &three);
+    run(&env, nested, gen_path(out, folder, "three"), 3, 0, 1, 0.7f, &three);
     check_run(&three);
-    run(&env, nested, gen_path(out, folder, "again"), 5, 1, 0.7f, &again);
+    run(&env, nested, gen_path(out, folder, "again"), 5, 0, 1, 0.7f, &again);
     check_same(&two, &three); /* other passes */
     check_same(&two, &again);
     CHECK(two.n_gathered == 0 && three.n_gathered == 0);
+    /* suspects: last, with nothing beside them, and the same bits */
+    run(&env, nested, gen_path(out, folder, "alone"), 4, 2, 1, 0.7f, &again);
+    check_run(&again);
+    check_same(&two, &again);
+    if (env.rank == 0) {
+        check_alone(&again, out);
+    }
     /* restricted sampling, so hot that the candidates (more, where there are more ranks) suffice
      * for some tokens only */
     float hot = env.size == 1 ? 1.0f : 1.3f;
-    run(&env, nested, gen_path(out, folder, "wide"), 2, 0.97, hot, &two);
+    run(&env, nested, gen_path(out, folder, "wide"), 2, 0, 0.97, hot, &two);
     check_run(&two);
-    run(&env, nested, gen_path(out, folder, "wide5"), 5, 0.97, hot, &three);
+    run(&env, nested, gen_path(out, folder, "wide5"), 5, 0, 0.97, hot, &three);
     check_run(&three);
     check_same(&two, &three);
     if (!CHECK(two.n_gathered > 0 && two.n_gathered < two.n_tokens &&

@@ -187,6 +187,10 @@ static void test_matmul_nested(void)
     CHECK_STATUS(NESTED(&y, &x, &bits, NULL), ST_SHAPE, "y is F32 (2, 8), expected F32 (2, 2, 8)");
     CHECK_STATUS(NESTED(&y2, &x, &bits, &bias), ST_SHAPE, "bias with 2 segments");
     CHECK_OK(NESTED(&y2, &x, &bits, NULL));
+    how.add_up = true;
+    CHECK_STATUS(NESTED(&y2, &x, &bits, NULL), ST_SHAPE, "expected F32 (1, 2, 8)");
+    CHECK_STATUS(NESTED(&y, &x, &bits, &bias), ST_SHAPE, "bias with 2 segments");
+    CHECK_OK(NESTED(&y, &x, &bits, NULL));
 
     how = good;
     how.bits_used = 0;

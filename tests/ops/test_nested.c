@@ -313,6 +313,83 @@ static void test_dense(const char *name)
     }
 }
 
+/* A product of host memory, straight to the door: nested where w is given, else dense. */
+static void multiply(struct backend *be, float *y, const struct nested_matrix *w,
+                     const struct tensor *dense, uint8_t *bits, float *x, int32_t n_tok,
+                     int32_t n_rows, int32_t n_cols, struct how how)
+{
+    struct tensor x_t = tensor_2d(x, DT_F32, n_tok, n_cols), bits_t = tensor_1d(bits, DT_U8, n_tok);
+    struct tensor y_t = how.add_up ? tensor_2d(y, DT_F32, n_tok, n_rows)
+                                   : tensor_3d(y, DT_F32, how.n_segments, n_tok, n_rows);
+    if (w) {
+        CHECK_OK(backend_matmul_nested(be, &y_t, w, &bits_t, &x_t, NULL, &how));
+    } else {
+        CHECK_OK(backend_matmul_dense(be, &y_t, dense, &x_t, NULL, &how));
+    }
+}
+
+/* Added up is kept apart and then added in order, also with more segments than an inner loop takes
+ * at once; every partial sum is that of the token and of the segment alone. */
+static void test_add_up(struct backend *be)
+{
+    enum { ROWS = 7, GROUP = 32, GROUPS = 37, COLS = GROUP * GROUPS - 5, MOST_TOK = 5 };
+    static const int32_t n_segments[] = {1, 2, 3, 4, 5, 16, 17, 33, GROUPS};
+    static float x[MOST_TOK * COLS], apart[GROUPS * MOST_TOK * ROWS], alone[GROUPS * ROWS];
+    static float want[MOST_TOK * ROWS], sum[MOST_TOK * ROWS];
+    static uint16_t half[ROWS * COLS], part[ROWS * COLS];
+    struct rig_rng rng = {RIG_SEED + 7};
+    struct rig_matrix m;
+    rig_matrix_make(&m, &rng, ROWS, COLS, GROUP, 3, all_tied);
+    struct nested_matrix w = load(be, &m.src, rig_whole(&m.src), 3);
+    rig_floats(&rng, x, MOST_TOK * COLS);
+    for (int i = 0; i < ROWS * COLS; i++) {
+        half[i] = f32_to_f16(rig_float(&rng));
+    }
+    struct tensor dense = tensor_2d(half, DT_F16, ROWS, COLS);
+    uint8_t bits[MOST_TOK] = {2, 3, 2, 2, 2};
+    for (size_t i = 0; i < sizeof n_segments / sizeof *n_segments; i++) {
+        int32_t n = n_segments[i], cut[GROUPS + 1];
+        for (int32_t s = 0; s <= n; s++) {
+            cut[s] = s == n ? COLS : GROUPS * s / n * GROUP;
+        }
+        for (int32_t n_tok = 1; n_tok <= MOST_TOK; n_tok++) {
+            for (int is_nested = 0; is_nested < 2; is_nested++) {
+                const struct nested_matrix *nested = is_nested ? &w : NULL;
+                struct how how = {.n_segments = n, .cut = cut, .bits_used = 1u << 2 | 1u << 3};
+                multiply(be, apart, nested, &dense, bits, x, n_tok, ROWS, COLS, how);
+                for (int32_t t = 0; t < n_tok; t++) {
+                    multiply(be, alone, nested, &dense, bits + t, x + t * COLS, 1, ROWS, COLS, how);
+                    for (int32_t s = 0; s < n; s++) {
+                        CHECK(same(alone + s * ROWS, apart + (s * n_tok + t) * ROWS, ROWS));
+                    }
+                }
+                memcpy(want, apart, (size_t)(n_tok * ROWS) * sizeof *want);
+                for (int32_t s = 1; s < n; s++) {
+                    for (int32_t k = 0; k < n_tok * ROWS; k++) {
+                        want[k] += apart[s * n_tok * ROWS + k];
+                    }
+                }
+                how.add_up = true;
+                multiply(be, sum, nested, &dense, bits, x, n_tok, ROWS, COLS, how);
+                CHECK(same(sum, want, (size_t)(n_tok * ROWS)));
+            }
+        }
+        for (int32_t s = 0; s < n; s++) { /* the segment as a matrix of its own */
+            int32_t n_cols = cut[s + 1] - cut[s];
+            for (int32_t r = 0; r < ROWS; r++) {
+                memcpy(part + r * n_cols, half + r * COLS + cut[s], (size_t)n_cols * sizeof *part);
+            }
+            struct tensor own = tensor_2d(part, DT_F16, ROWS, n_cols);
+            struct how how = {.n_segments = n, .cut = cut}, whole = {.n_segments = 1};
+            multiply(be, apart, NULL, &dense, bits, x, 1, ROWS, COLS, how);
+            multiply(be, alone, NULL, &own, bits, x + cut[s], 1, ROWS, n_cols, whole);
+            CHECK(same(alone, apart + s * ROWS, ROWS));
+        }
+    }
+    backend_planes_drop(be, &w, 0);
+    rig_matrix_free(&m);
+}
+
 /* The steady state allocates nothing, whatever the mix of bits and tokens: calls straight to the
  * door, since the rig allocates. */
 static void test_no_allocation(struct backend *be)
@@ -349,6 +426,7 @@ int main(void)
         test_segments(&be);
         test_drop_and_load(&be);
         test_bits_not_named(&be);
+        test_add_up(&be);
         test_no_allocation(&be);
         backend_close(&be);
         test_company(backends[i]);

@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <limits.h>
+#include <pthread.h>
 #include <signal.h>
 #include <sys/mount.h>
 #include <sys/resource.h>
@@ -491,6 +492,112 @@ static void test_pack(void)
     CHECK_STATUS(journal_unpack_failed(&failed2, buf, 0), ST_FORMAT, "failed record");
 }
 
+static void test_pack_faults(void)
+{
+    unsigned char buf[JOURNAL_SMALL_BYTES];
+    struct journal_fault fault = {.ordinal = 0x0102030405060708,
+                                  .key = {5, 0xFFu},
+                                  .epoch = 1,
+                                  .rank = 2,
+                                  .n_company = 3,
+                                  .signal = 11,
+                                  .reason = "it broke"},
+                         fault2;
+    memset(buf, 0xEE, sizeof buf);
+    size_t n = journal_pack_fault(buf, &fault);
+    CHECK(n == 296 && n <= JOURNAL_SMALL_BYTES && buf[n] == 0xEE);
+    static const unsigned char numbers[] = {8, 7, 6, 5,    4, 3, 2, 1, 5, 0, 0, 0, 0,
+                                            0, 0, 0, 0xFF, 0, 0, 0, 0, 0, 0, 0, 1, 0,
+                                            0, 0, 2, 0,    0, 0, 3, 0, 0, 0, 11};
+    CHECK(memcmp(buf, numbers, sizeof numbers) == 0);
+    CHECK(memcmp(buf + 40, "it broke\0", 10) == 0 && buf[n - 1] == 0);
+    CHECK_OK(journal_unpack_fault(&fault2, buf, n));
+    CHECK(fault2.ordinal == fault.ordinal && fault2.key[0] == 5 && fault2.key[1] == 0xFF);
+    CHECK(fault2.epoch == 1 && fault2.rank == 2 && fault2.n_company == 3 && fault2.signal == 11);
+    CHECK(strcmp(fault2.reason, "it broke") == 0);
+    CHECK_STATUS(journal_unpack_fault(&fault2, buf, n - 1), ST_FORMAT, "fault record of 295 bytes");
+    memset(buf + 40, 'x', 256);
+    CHECK_STATUS(journal_unpack_fault(&fault2, buf, n), ST_FORMAT, "has no end");
+
+    struct journal_end end = {.epoch = 2, .how = JOURNAL_STOPPED, .unix_s = 1.5}, end2;
+    memset(end.reason, 'r', sizeof end.reason);
+    memset(buf, 0xEE, sizeof buf);
+    n = journal_pack_end(buf, &end);
+    CHECK(n == 272 && buf[n] == 0xEE && buf[n - 1] == 0);
+    static const unsigned char head[] = {2, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xF8, 0x3F};
+    CHECK(memcmp(buf, head, sizeof head) == 0);
+    CHECK_OK(journal_unpack_end(&end2, buf, n));
+    CHECK(end2.epoch == 2 && end2.how == JOURNAL_STOPPED && strlen(end2.reason) == 255);
+    CHECK_NEAR(end2.unix_s, 1.5, 0);
+    CHECK_STATUS(journal_unpack_end(&end2, buf, n + 1), ST_FORMAT, "end record");
+    buf[n - 1] = 1;
+    CHECK_STATUS(journal_unpack_end(&end2, buf, n), ST_FORMAT, "has no end");
+}
+
+/* The main thread hands in records while the lifeline's thread appends faults. */
+enum { N_EACH = 20000, MOST_BYTES = 700 };
+
+struct writer {
+    struct journal *j;
+    uint32_t kind;
+};
+
+static size_t bytes_of(int i)
+{
+    return (size_t)i * 31 % MOST_BYTES;
+}
+
+static void *write_many(void *ctx)
+{
+    const struct writer *w = ctx;
+    unsigned char p[MOST_BYTES];
+    for (int i = 0; i < N_EACH; i++) {
+        memset(p, (int)w->kind + i, sizeof p);
+        if (journal_append(w->j, w->kind, p, bytes_of(i), false) != ST_OK) {
+            return NULL;
+        }
+    }
+    return ctx;
+}
+
+struct order {
+    int n[2];
+    bool wrong;
+};
+
+static enum status check_order(void *ctx, uint32_t kind, const void *payload, size_t bytes)
+{
+    struct order *o = ctx;
+    if (kind < 20 || kind > 21) {
+        o->wrong = true;
+        return ST_OK;
+    }
+    int i = o->n[kind - 20]++;
+    unsigned char p[MOST_BYTES];
+    memset(p, (int)kind + i, sizeof p);
+    o->wrong = o->wrong || bytes != bytes_of(i) || (bytes > 0 && memcmp(payload, p, bytes) != 0);
+    return ST_OK;
+}
+
+static void test_two_threads(void)
+{
+    char dir[PATH_MAX], file[PATH_MAX];
+    new_dir(dir, file);
+    struct journal *j = NULL;
+    CHECK_OK(journal_open(&j, dir, NULL, NULL));
+    struct writer main_thread = {j, 20}, other = {j, 21};
+    pthread_t thread;
+    CHECK(pthread_create(&thread, NULL, write_many, &other) == 0);
+    CHECK(write_many(&main_thread) == &main_thread);
+    void *rc = NULL;
+    CHECK(pthread_join(thread, &rc) == 0 && rc == &other);
+    journal_close(&j);
+    struct order o = {0};
+    size_t bad = 99;
+    CHECK_OK(journal_read(dir, check_order, &o, &bad));
+    CHECK(bad == 0 && o.n[0] == N_EACH && o.n[1] == N_EACH && !o.wrong);
+}
+
 int main(void)
 {
     log_set_level(LOG_ERROR); // cut tails are expected here
@@ -505,6 +612,8 @@ int main(void)
     test_full();
     test_too_large();
     test_pack();
+    test_pack_faults();
+    test_two_threads();
     gen_remove(folder);
     return check_report();
 }

@@ -338,6 +338,13 @@ static void test_common_bits(void)
         CHECK(mask == 1u << 4);
     }
     nested_index_destroy(&index);
+    put_linears(all, "model.layers.0.self_attn.k_proj", "\"1\":\"tied\"", "");
+    CHECK_OK(nested_index_read(&index, folder));
+    if (index) {
+        CHECK_STATUS(nested_index_common_bits(index, &c, &mask), ST_FORMAT,
+                     "no precision in common");
+    }
+    nested_index_destroy(&index);
     put_linears(all, "", "", "model.layers.1.self_attn.v_proj");
     CHECK_OK(nested_index_read(&index, folder));
     if (index) {

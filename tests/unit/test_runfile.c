@@ -13,6 +13,7 @@
 
 #include "core/mem.h"
 #include "core/metrics.h"
+#include "core/replace.h"
 #include "core/runfile.h"
 #include "tests/check.h"
 
@@ -500,6 +501,31 @@ static bool leftovers(const char *folder)
     return found;
 }
 
+/* What killed writers left goes, and nothing else. */
+static void test_sweep(const char *folder)
+{
+    static const char *const names[] = {"a.h5.tmp.1", "a.h5.tmp.77", "a.h5",
+                                        "b.h5.tmp.1", "a.h5.tmp",    "ba.h5.tmp.1"};
+    char path[300];
+    for (int i = 0; i < 6; i++) {
+        snprintf(path, sizeof path, "%s/%s", folder, names[i]);
+        FILE *f = fopen(path, "w");
+        CHECK(f != NULL && fclose(f) == 0);
+    }
+    snprintf(path, sizeof path, "%s/a.h5", folder);
+    replace_sweep(path);
+    for (int i = 0; i < 6; i++) {
+        snprintf(path, sizeof path, "%s/%s", folder, names[i]);
+        CHECK((unlink(path) == 0) == (i >= 2));
+    }
+    CHECK(chdir(folder) == 0); /* a path without a folder */
+    FILE *f = fopen("a.h5.tmp.1", "w");
+    CHECK(f != NULL && fclose(f) == 0);
+    replace_sweep("a.h5");
+    CHECK(unlink("a.h5.tmp.1") != 0 && chdir("..") == 0);
+    replace_sweep("no/such/folder/a.h5");
+}
+
 static void test_same_bytes(const char *path, const char *folder)
 {
     struct run_contents run = sample();
@@ -718,6 +744,8 @@ static void test_describe(const char *path, const char *folder)
     CHECK(text && strstr(text, "avg_decode_bits    2.91667 bits\n"));
     CHECK(text && strstr(text, "steps              6\n") && strstr(text, "kv_features        2\n"));
     CHECK(text && strstr(text, "decode_tok_s       18 tokens/s\n"));
+    CHECK(text && strstr(text, "invariant_under    any number of replicas and threads, any service "
+                               "placement, 1 slot only, 1 tensor rank only\n"));
     mem_free(text);
     text = NULL;
     CHECK_OK(runfile_describe(&text, path, 1));
@@ -770,6 +798,7 @@ int main(void)
     test_tables(path);
     test_metrics();
     test_attributes(path);
+    test_sweep(folder);
     test_same_bytes(path, folder);
     test_large(folder);
     test_bad_contents(folder);

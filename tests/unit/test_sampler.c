@@ -112,6 +112,37 @@ static void test_merge(void)
     }
 }
 
+/* One NaN anywhere is seen in the end, and a part of nothing but -inf changes nothing. */
+static void test_no_numbers(void)
+{
+    uint32_t state = 9;
+    float logits[N];
+    struct logit_want want = {.target = -1};
+    struct logit_stats parts[3], merged, whole;
+    for (int round = 0; round < 5; round++) {
+        for (int i = 0; i < N; i++) {
+            logits[i] = 8 * noise(&state);
+        }
+        int from = round == 0 ? 3 : 10; /* one, or all of the middle part */
+        for (int i = from; i < (round == 0 ? 4 : 20); i++) {
+            logits[i] = round < 3 ? NAN : -INFINITY;
+        }
+        logits[10] = round == 2 ? -INFINITY : logits[10];
+        want.temperature = round == 4 ? 0.7f : 0;
+        sampler_part_stats(&whole, logits, N, 0, &want);
+        sampler_part_stats(&parts[0], logits, 10, 0, &want);
+        sampler_part_stats(&parts[1], logits + 10, 10, 10, &want);
+        sampler_part_stats(&parts[2], logits + 20, N - 20, 20, &want);
+        sampler_merge(&merged, parts, 3, &want);
+        if (round < 3) {
+            CHECK(isnan(whole.sum_exp) && isnan(merged.sum_exp));
+        } else {
+            CHECK(same_stats(&merged, &whole) && isfinite(merged.sum_exp));
+        }
+        CHECK(merged.argmax >= 0 && merged.argmax < N && merged.pick >= 0 && merged.pick < N);
+    }
+}
+
 static void test_result(void)
 {
     uint32_t state = 77;
@@ -220,6 +251,7 @@ int main(void)
     test_keys();
     test_gumbel();
     test_merge();
+    test_no_numbers();
     test_result();
     test_sampling();
     test_not_finite();

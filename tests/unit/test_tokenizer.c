@@ -390,6 +390,13 @@ static void test_refused_files(void)
          "\"content\": \"x\"}",
          ST_UNSUPPORTED, "String"},
         {"\"normalizer\": null",
+         "\"normalizer\": {\"type\": \"Sequence\", \"normalizers\": ["
+         "{\"type\": \"Replace\", \"pattern\": {\"String\": \"a\"}, \"content\": \"bbbb\"},"
+         "{\"type\": \"Replace\", \"pattern\": {\"String\": \"bb\"}, \"content\": \"cc\"},"
+         "{\"type\": \"Replace\", \"pattern\": {\"String\": \"cc\"}, \"content\": "
+         "\"0123456789\"}]}",
+         ST_UNSUPPORTED, "20 times as long"},
+        {"\"normalizer\": null",
          "\"normalizer\": {\"type\": \"Prepend\", \"prepend\": \"01234567890123456789\"}",
          ST_UNSUPPORTED, "20 bytes"},
         {"\"Metaspace\"", "\"Whitespace\"", ST_UNSUPPORTED, "Whitespace"},
@@ -486,6 +493,15 @@ static void test_patterns(void)
     CHECK_STATUS(tokenizer_encode(tok, letters, strlen(letters), true, &ids, &n), ST_FORMAT,
                  "takes too long");
     CHECK((double)clock() / CLOCKS_PER_SEC - start < 5);
+    tokenizer_close(&tok);
+    // so does one whose work is near any bound that does not depend on the text, word after word
+    static char words[130 * 31];
+    for (size_t i = 0; i < sizeof words; i++) {
+        words[i] = i % 31 == 30 ? '1' : 'a';
+    }
+    CHECK_OK(open_variant(&tok, split_json, "PATTERN", "(?:a|aa)*c|a"));
+    CHECK_STATUS(tokenizer_encode(tok, words, sizeof words, true, &ids, &n), ST_FORMAT,
+                 "takes too long");
     tokenizer_close(&tok);
 }
 

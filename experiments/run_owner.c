@@ -1,0 +1,168 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "experiments/run_owner.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+
+#include "core/mem.h"
+
+static double unix_s(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_REALTIME, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* The people's version of what the journal says. */
+static void tell_history(const struct run_owner *o, const struct settings *s,
+                         const struct prompts *prompts)
+{
+    const struct resume_state *r = &o->resume;
+    int64_t n_suspects = 0;
+    if (r->n_other > 0) {
+        log_warn("%s holds %lld finished prompts of other settings; they are kept in the journal "
+                 "and not used here",
+                 s->output.dir, (long long)r->n_other);
+    }
+    for (int64_t i = 0; i < r->n; i++) {
+        const struct resume_prompt *p = &r->prompts[i];
+        if (p->failed) {
+            log_warn("prompt %lld (%s) has failed: %s", (long long)i, prompts->prompt[i].id,
+                     p->failure.reason);
+        }
+        n_suspects += !p->failed && p->n_faults > 0;
+    }
+    if (n_suspects > 0) {
+        log_warn("earlier starts failed at %lld prompt%s: decoded last, each by itself",
+                 (long long)n_suspects, n_suspects == 1 ? "" : "s");
+    }
+    if (r->n_epochs > 0) {
+        char failed[48] = "";
+        if (r->n_failed > 0) {
+            snprintf(failed, sizeof failed, ", %lld failed", (long long)r->n_failed);
+        }
+        log_info("resuming: %lld of %d prompts are done%s, %lld left", (long long)r->n_finished,
+                 prompts->n, failed, (long long)o->n_left);
+    }
+}
+
+enum status run_owner_open(struct run_owner *o, const struct engine *e, const struct settings *s,
+                           const struct prompts *prompts, const struct policy *policy,
+                           const struct replay *replay, bool retry)
+{
+    struct resume_state *r = &o->resume;
+    char files[128];
+    snprintf(files, sizeof files, "%s%s", policy_digest(policy), replay ? replay->earlier : "");
+    TRY(resume_create(r, prompts->n, false));
+    for (int32_t i = 0; i < prompts->n; i++) {
+        resume_key(r->prompts[i].key, &prompts->prompt[i], i, o->digest, files, s, e,
+                   policy->ops->adds_tokens);
+    }
+    TRY(journal_open(&o->journal, s->output.dir, resume_visit, r));
+    TRY(journal_reserve(o->journal, JOURNAL_SMALL_BYTES)); // a fault must not allocate
+    if (retry) {
+        TRY(resume_retry(r, o->journal));
+    }
+    TRY(resume_check_deaths(r, s->run.max_deaths, s->output.dir));
+    TRY(resume_fail_broken(r, o->journal));
+    if (replay) {
+        replay_leave_out(replay, r);
+        r->n_other = 0; // those of earlier replays
+    }
+    o->n_left = r->n - r->n_finished - r->n_failed;
+    tell_history(o, s, prompts);
+    unsigned char packed[JOURNAL_SMALL_BYTES];
+    struct journal_run run = {.epoch = r->n_epochs, .unix_s = unix_s()};
+    TRY(journal_append(o->journal, JOURNAL_RUN, packed, journal_pack_run(packed, &run), true));
+    o->has_begun = true;
+    return ST_OK;
+}
+
+static void on_done(void *ctx, int64_t n_done, int64_t n_total)
+{
+    struct run_owner *o = ctx;
+    (void)n_total;
+    o->n_done = n_done;
+    progress_update(&o->progress, (double)n_done);
+}
+
+enum status run_owner_lease(struct run_owner *o, struct env *env, const struct settings *s,
+                            const struct prompts *prompts, size_t max_record_bytes)
+{
+    struct lease_item *items = NULL;
+    enum status st = ST_OK;
+    int64_t n = 0;
+    TRY(MEM_NEW(&items, o->n_left));
+    for (int32_t i = 0; i < prompts->n; i++) {
+        const struct resume_prompt *p = &o->resume.prompts[i];
+        if (p->finished || p->failed) {
+            continue;
+        }
+        struct lease_item *item = &items[n++];
+        *item =
+            (struct lease_item){.ordinal = i, .attempt = p->attempts + 1, .alone = p->n_faults > 0};
+        memcpy(item->key, p->key, sizeof item->key);
+        for (int32_t t = 0; t < prompts->prompt[i].n_turns; t++) {
+            item->cost += prompts->prompt[i].n_ids[t] + s->decode.max_new_tokens;
+        }
+    }
+    TRY_GOTO(st,
+             lease_owner_create(&o->leases, env, o->journal, items, n, o->resume.n_epochs,
+                                max_record_bytes, on_done, o),
+             done);
+    if (s->run.deadline_s > 0) {
+        double left = s->run.deadline_s - (clock_s() - env->start_s);
+        lease_owner_set_deadline(o->leases, left > 0 ? left : 1e-3); // 0 would be none
+    }
+    progress_begin(&o->progress, "prompts", "prompts", (double)n);
+done:
+    mem_free(items);
+    return st;
+}
+
+void run_owner_take_fault(struct run_owner *o, const struct lifeline_fault *f)
+{
+    unsigned char packed[JOURNAL_SMALL_BYTES];
+    enum status st = ST_OK;
+    for (int32_t i = 0; i < f->n_prompts && st == ST_OK; i++) {
+        struct journal_fault fault = {.ordinal = f->ordinals[i],
+                                      .epoch = o->resume.n_epochs,
+                                      .rank = f->rank,
+                                      .n_company = f->n_prompts,
+                                      .signal = f->signal};
+        if (fault.ordinal < 0 || fault.ordinal >= o->resume.n) {
+            continue;
+        }
+        memcpy(fault.key, o->resume.prompts[fault.ordinal].key, sizeof fault.key);
+        snprintf(fault.reason, sizeof fault.reason, "%s", f->text);
+        st = journal_append(o->journal, JOURNAL_FAULT, packed, journal_pack_fault(packed, &fault),
+                            true);
+    }
+    if (f->n_prompts == 0) {
+        char reason[LIFELINE_TEXT_BYTES];
+        snprintf(reason, sizeof reason, "rank %d: %.200s", f->rank, f->text);
+        st = run_owner_end(o, JOURNAL_ERROR, reason);
+    }
+    if (st != ST_OK) {
+        log_warn("the journal does not take how rank %d failed: %s", f->rank, status_message());
+    }
+}
+
+enum status run_owner_end(struct run_owner *o, enum journal_how how, const char *reason)
+{
+    unsigned char packed[JOURNAL_SMALL_BYTES];
+    if (!o->has_begun) {
+        return ST_OK;
+    }
+    struct journal_end end = {.epoch = o->resume.n_epochs, .how = (int32_t)how, .unix_s = unix_s()};
+    snprintf(end.reason, sizeof end.reason, "%s", reason);
+    return journal_append(o->journal, JOURNAL_END, packed, journal_pack_end(packed, &end), true);
+}
+
+void run_owner_close(struct run_owner *o)
+{
+    lease_owner_destroy(&o->leases);
+    journal_close(&o->journal);
+    resume_free(&o->resume);
+}

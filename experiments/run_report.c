@@ -1,0 +1,113 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "experiments/run_report.h"
+
+#include <jansson.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "core/mem.h"
+#include "core/replace.h"
+#include "core/runfile.h"
+#include "experiments/provenance.h"
+
+static void print_json(const struct run_metrics *m, const char *path)
+{
+    json_t *j = json_pack("{s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:s}", "prompts",
+                          (json_int_t)m->n_prompts, "finished", (json_int_t)m->n_finished, "failed",
+                          (json_int_t)m->n_failed, "new_tokens", (json_int_t)m->n_new_tok, "steps",
+                          (json_int_t)m->n_steps, "average_decode_bits", m->avg_decode_bits,
+                          "average_prefill_bits", m->avg_prefill_bits, "decode_tokens_per_s",
+                          m->decode_tok_s, "bytes_per_token", m->bytes_per_token, "mean_logprob",
+                          m->mean_logprob, "run_file", path);
+    json_dumpf(j, stdout, JSON_REAL_PRECISION(9));
+    json_decref(j);
+    printf("\n");
+}
+
+static void print_table(const struct run_metrics *m, const char *path)
+{
+    printf("prompts finished     %lld of %lld%s\n", (long long)m->n_finished,
+           (long long)m->n_prompts, m->n_failed ? " (some failed: see /failed in run.h5)" : "");
+    printf("tokens               %lld prompt, %lld new, %lld decode steps\n",
+           (long long)m->n_prompt_tok, (long long)m->n_new_tok, (long long)m->n_steps);
+    printf("average decode bits  %.3f (first step included)\n", m->avg_decode_bits);
+    printf("prefill bits         %.3f\n", m->avg_prefill_bits);
+    printf("decode tokens/s      %.1f\n", m->decode_tok_s);
+    printf("bytes per token      %.0f\n", m->bytes_per_token);
+    printf("mean log-probability %.4f nats\n", m->mean_logprob);
+    printf("run file             %s\n", path);
+}
+
+static enum status gather_contents(const struct run_owner *o, const char *dir,
+                                   const struct replay *replay, struct resume_state *kept,
+                                   struct finished_record *finished, struct failed_prompt *failed,
+                                   struct run_contents *out)
+{
+    for (int64_t i = 0; i < kept->n; i++) {
+        memcpy(kept->prompts[i].key, o->resume.prompts[i].key, sizeof kept->prompts[i].key);
+    }
+    TRY(journal_read(dir, resume_visit, kept, NULL));
+    if (replay) {
+        replay_leave_out(replay, kept);
+    }
+    for (int64_t i = 0; i < kept->n; i++) {
+        if (kept->prompts[i].finished) {
+            finished[out->n_finished++] = kept->prompts[i].record;
+        } else if (kept->prompts[i].failed) {
+            failed[out->n_failed++] = kept->prompts[i].failure;
+        }
+    }
+    return ST_OK;
+}
+
+enum status run_report_write(const struct run_owner *o, const struct engine *e,
+                             const struct settings *s, const struct prompts *prompts,
+                             const struct tokenizer *tok, const struct replay *replay, bool as_json)
+{
+    char path[SETTINGS_PATH_BYTES + 32], answers[SETTINGS_PATH_BYTES + 32];
+    struct resume_state kept = {0};
+    struct finished_record *finished = NULL;
+    struct failed_prompt *failed = NULL;
+    struct provenance *facts = NULL;
+    char *config = NULL;
+    enum status st = ST_OK;
+    struct run_contents c = {.prompts = prompts, .levels = &e->levels, .tokenizer = tok};
+    snprintf(path, sizeof path, "%s/run.h5", s->output.dir);
+    snprintf(answers, sizeof answers, "%s/answers.jsonl", s->output.dir);
+    TRY_GOTO(st, resume_create(&kept, prompts->n, true), done);
+    TRY_GOTO(st, MEM_NEW(&finished, prompts->n), done);
+    TRY_GOTO(st, MEM_NEW(&failed, prompts->n), done);
+    TRY_GOTO(st, mem_alloc_array((void **)&facts, 1, sizeof *facts), done);
+    TRY_GOTO(st, gather_contents(o, s->output.dir, replay, &kept, finished, failed, &c), done);
+    TRY_GOTO(st, settings_print(&config, s, false), done);
+    provenance_fill(facts, e, s, prompts, o->digest, kept.n_epochs);
+    c.model_id = s->run.name[0] ? s->run.name : s->model.path;
+    c.finished = finished;
+    c.failed = failed;
+    c.facts = facts->fact;
+    c.n_facts = facts->n;
+    c.config_text = config;
+    // the journal's lock is ours: nobody else is writing these
+    replace_sweep(path);
+    replace_sweep(answers);
+    TRY_GOTO(st, runfile_write(path, &c), done);
+    TRY_GOTO(st, answers_write(answers, &c), done);
+    if (replay) {
+        TRY_GOTO(st, replay_compare(replay, path, as_json), done);
+        goto done;
+    }
+    struct run_metrics m;
+    run_metrics_compute(&m, &c);
+    (as_json ? print_json : print_table)(&m, path);
+    if (c.n_failed > 0) {
+        log_warn("%d prompt%s failed; run again with --retry-failed when the cause is mended",
+                 c.n_failed, c.n_failed == 1 ? "" : "s");
+    }
+done:
+    mem_free(config);
+    mem_free(facts);
+    mem_free(failed);
+    mem_free(finished);
+    resume_free(&kept);
+    return st;
+}
