@@ -27,7 +27,8 @@ struct backend {
 
 struct backend_options {
     int n_threads; /* CPU threads; 0 = as many as this process may use */
-    int device;    /* GPU number; -1 = by the local rank. CPU backends ignore it. */
+    int device;    /* this rank's number on its node: the GPU of that number, or the only one that
+                      this rank can see; -1: the first. CPU backends ignore it. */
 };
 
 /* One rank's shard of a nested matrix, in the backend's own layout. Zero it before the first
@@ -132,6 +133,9 @@ struct backend_ops {
     const char *(*arithmetic)(const struct backend *be);
     /* true: the backend's memory is the host's, which collectives and callers may read. */
     bool (*is_host)(const struct backend *be);
+    /* What no two ranks may share, by a name that is unique in the world: "GPU-6c1c..."; "": such a
+     * thing does not exist. */
+    const char *(*device)(const struct backend *be);
 
     enum status (*alloc)(struct backend *be, void **out, size_t bytes);
     void (*release)(struct backend *be, void *ptr);

@@ -274,6 +274,7 @@ const struct backend_ops cpu_ops = {
     .close = cpu_close,
     .arithmetic = cpu_arithmetic,
     .is_host = host_is_host,
+    .device = host_device,
     .alloc = host_alloc,
     .release = host_release,
     .upload = host_upload,

@@ -325,6 +325,7 @@ const struct backend_ops cpu_ref_ops = {
     .close = ref_close,
     .arithmetic = ref_arithmetic,
     .is_host = host_is_host,
+    .device = host_device,
     .alloc = host_alloc,
     .release = host_release,
     .upload = host_upload,

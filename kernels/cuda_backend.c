@@ -63,6 +63,11 @@ static bool cuda_is_host(const struct backend *be)
     return false;
 }
 
+static const char *cuda_device(const struct backend *be)
+{
+    return ((const struct cuda *)be->impl)->gpu.id;
+}
+
 static enum status cuda_alloc(struct backend *be, void **out, size_t bytes)
 {
     return gpu_alloc(gpu_of(be), out, bytes);
@@ -434,6 +439,7 @@ const struct backend_ops CUDA_OPS = {
     .close = cuda_close,
     .arithmetic = cuda_arithmetic,
     .is_host = cuda_is_host,
+    .device = cuda_device,
     .alloc = cuda_alloc,
     .release = cuda_release,
     .upload = cuda_upload,

@@ -173,6 +173,7 @@ const struct backend_ops cuda_ops = {
     .close = stub_close,
     .arithmetic = stub_arithmetic,
     .is_host = stub_is_host,
+    .device = stub_arithmetic,
     .alloc = stub_alloc,
     .release = stub_release,
     .upload = stub_copy,

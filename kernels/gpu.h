@@ -21,13 +21,15 @@ struct gpu {
     void *impl;   /* owned by the implementation */
     void *stream; /* cudaStream_t; NULL when emulated */
     int device;
+    char id[64];       /* "GPU-" and its UUID; "" when emulated: everybody has one */
     char name[256];    /* "NVIDIA H100 80GB HBM3", "emulated" */
     char arch[16];     /* "sm_90", "emulated": part of the arithmetic class */
     int n_processors;  /* streaming multiprocessors */
     size_t page_bytes; /* granularity of gpu_commit */
 };
 
-/* device: its number; -1: the first. Errors: ST_UNSUPPORTED (no device, no driver: with the
+/* device: its number; -1: the first. Where only one can be seen (a batch system gave this rank its
+ * own) it is that one, whatever the number. Errors: ST_UNSUPPORTED (no device, no driver: with the
  * driver's reason; a device too old for this build), ST_USER (no such device: how many there are).
  * The caller owns *g, back with gpu_close (a zeroed one is allowed). */
 MUST_CHECK enum status gpu_open(struct gpu *g, int device);

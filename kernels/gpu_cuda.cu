@@ -75,6 +75,9 @@ static enum status find_device(struct gpu *g, int device)
              rc == cudaSuccess ? "no device" : cudaGetErrorString(rc),
              (int)(rc == cudaSuccess ? cudaErrorNoDevice : rc));
     }
+    if (n == 1) {
+        device = 0; /* whether somebody else has it, too, the UUID tells */
+    }
     if (device >= n) {
         FAIL(ST_USER,
              "GPU %d is asked for, this host shows %d (CUDA_VISIBLE_DEVICES counts): start at most "
@@ -88,6 +91,11 @@ static enum status find_device(struct gpu *g, int device)
     if (prop.major < OLDEST_MAJOR) {
         FAIL(ST_UNSUPPORTED, "%s has compute capability %d.%d; this build runs on 8.0 and newer",
              prop.name, prop.major, prop.minor);
+    }
+    const unsigned char *u = (const unsigned char *)prop.uuid.bytes;
+    int used = snprintf(g->id, sizeof g->id, "GPU-");
+    for (int i = 0; i < 16; i++) {
+        used += snprintf(g->id + used, sizeof g->id - (size_t)used, "%02x", u[i]);
     }
     snprintf(g->name, sizeof g->name, "%s", prop.name);
     snprintf(g->arch, sizeof g->arch, "sm_%d%d", prop.major, prop.minor);

@@ -11,6 +11,12 @@ bool host_is_host(const struct backend *be)
     return true;
 }
 
+const char *host_device(const struct backend *be)
+{
+    (void)be;
+    return "";
+}
+
 enum status host_alloc(struct backend *be, void **out, size_t bytes)
 {
     (void)be;
