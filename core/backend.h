@@ -228,7 +228,8 @@ void backend_planes_drop(struct backend *be, struct nested_matrix *w, int keep);
  * Shapes: x (n_tok, w->n_cols) F32; y (how->n_segments, n_tok, w->n_rows) F32, or (n_tok,
  *         w->n_rows) when n_segments is 1 or they are added up; bits (n_tok) U8; bias (w->n_rows)
  * F32 or NULL, only with one segment. Errors: ST_SHAPE, ST_UNSUPPORTED (a precision in
- * how->bits_used is not resident or not held). */
+ * how->bits_used is not resident or not held). Backends on the host also refuse (ST_SHAPE) bits
+ * that bits_used does not name; a device does not look. */
 MUST_CHECK enum status backend_matmul_nested(struct backend *be, struct tensor *y,
                                              const struct nested_matrix *w,
                                              const struct tensor *bits, const struct tensor *x,
