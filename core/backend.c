@@ -79,6 +79,11 @@ void backend_close(struct backend *be)
 
 /* ---- memory ---- */
 
+bool backend_is_host(const struct backend *be)
+{
+    return be->ops->is_host(be);
+}
+
 enum status backend_alloc(struct backend *be, void **out, size_t bytes)
 {
     TRY(be->ops->alloc(be, out, bytes));

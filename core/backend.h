@@ -27,7 +27,8 @@ struct backend {
 
 struct backend_options {
     int n_threads; /* CPU threads; 0 = as many as this process may use */
-    int device;    /* GPU number; -1 = by the local rank. CPU backends ignore it. */
+    int device;    /* this rank's number on its node: the GPU of that number, or the only one that
+                      this rank can see; -1: the first. CPU backends ignore it. */
 };
 
 /* One rank's shard of a nested matrix, in the backend's own layout. Zero it before the first
@@ -130,6 +131,11 @@ struct backend_ops {
     void (*close)(struct backend *be);
     /* Instruction set or device class, part of the arithmetic class of a run: "scalar", "avx2". */
     const char *(*arithmetic)(const struct backend *be);
+    /* true: the backend's memory is the host's, which collectives and callers may read. */
+    bool (*is_host)(const struct backend *be);
+    /* What no two ranks may share, by a name that is unique in the world: "GPU-6c1c..."; "": such a
+     * thing does not exist. */
+    const char *(*device)(const struct backend *be);
 
     enum status (*alloc)(struct backend *be, void **out, size_t bytes);
     void (*release)(struct backend *be, void *ptr);
@@ -193,6 +199,8 @@ const struct backend_ops *backend_registered(int i);
 
 /* ---- memory ---- */
 
+bool backend_is_host(const struct backend *be);
+
 MUST_CHECK enum status backend_alloc(struct backend *be, void **out, size_t bytes); /* zeroed */
 void backend_release(struct backend *be, void *ptr);                                /* NULL too */
 MUST_CHECK enum status backend_upload(struct backend *be, void *dst, const void *src_host,
@@ -220,7 +228,8 @@ void backend_planes_drop(struct backend *be, struct nested_matrix *w, int keep);
  * Shapes: x (n_tok, w->n_cols) F32; y (how->n_segments, n_tok, w->n_rows) F32, or (n_tok,
  *         w->n_rows) when n_segments is 1 or they are added up; bits (n_tok) U8; bias (w->n_rows)
  * F32 or NULL, only with one segment. Errors: ST_SHAPE, ST_UNSUPPORTED (a precision in
- * how->bits_used is not resident or not held). */
+ * how->bits_used is not resident or not held). Backends on the host also refuse (ST_SHAPE) bits
+ * that bits_used does not name; a device does not look. */
 MUST_CHECK enum status backend_matmul_nested(struct backend *be, struct tensor *y,
                                              const struct nested_matrix *w,
                                              const struct tensor *bits, const struct tensor *x,

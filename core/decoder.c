@@ -37,9 +37,11 @@ struct decoder {
     struct logit_want *wants;                            /* (R) */
     struct logit_stats *merged;                          /* (R) */
     struct chooser *chooser;                             /* NULL when nothing is filtered */
-    size_t *counts;                                      /* (ranks) */
-    float *feature_scratch;                              /* allocated on first use */
-    int32_t last_results;                                /* rows of logits of the last pass */
+    float *host_parts; /* as parts, of a backend whose memory is not the host's and several ranks */
+    float *host_logits;     /* (n_vocab_local), of such a backend */
+    size_t *counts;         /* (ranks) */
+    float *feature_scratch; /* allocated on first use */
+    int32_t last_results;   /* rows of logits of the last pass */
 };
 
 /* ---- creation ---- */
@@ -157,6 +159,13 @@ enum status decoder_create(struct decoder **out, struct backend *be, struct coll
     TRY_GOTO(st, MEM_NEW(&d->stats_all, r * (size_t)weights->shard.vocab.total), fail);
     TRY_GOTO(st, MEM_NEW(&d->merged, r), fail);
     TRY_GOTO(st, MEM_NEW(&d->counts, coll->size), fail);
+    if (!backend_is_host(be)) {
+        const struct model_shard *s = &weights->shard;
+        size_t n = r * (size_t)c->hidden;
+        n *= (size_t)(s->attn.total > s->mlp.total ? s->attn.total : s->mlp.total);
+        TRY_GOTO(st, MEM_NEW(&d->host_parts, coll->size > 1 ? n : 1), fail);
+        TRY_GOTO(st, MEM_NEW(&d->host_logits, s->vocab_end - s->vocab_begin), fail);
+    }
     if (candidate_filter_is_on(&options->filter)) {
         TRY_GOTO(st,
                  chooser_create(&d->chooser, be, coll, &weights->shard, c->vocab, &options->filter,
@@ -189,6 +198,8 @@ void decoder_destroy(struct decoder **dec)
     mem_free(d->merged);
     chooser_destroy(&d->chooser);
     mem_free(d->counts);
+    mem_free(d->host_parts);
+    mem_free(d->host_logits);
     mem_free(d->feature_scratch);
     mem_free(d);
     *dec = NULL;
@@ -276,17 +287,31 @@ static enum status add_segments(struct decoder *d, const struct pass *p, const s
     if (size == 1) {
         return backend_add_parts(d->be, &x, &all, bias);
     }
-    struct tensor parts = tensor_3d(own_parts(d, p, share), DT_F32, own, p->n_tok, hidden);
-    TRY(backend_sync(d->be));
+    float *at = own_parts(d, p, share);
+    struct tensor parts = tensor_3d(at, DT_F32, own, p->n_tok, hidden), seen = parts,
+                  seen_all = all;
+    if (d->host_parts) { /* ranks exchange through the host */
+        seen.data = d->host_parts + (at - d->parts);
+        seen_all.data = d->host_parts;
+        TRY(backend_download(d->be, seen.data, parts.data, tensor_bytes(&parts)));
+    } else {
+        TRY(backend_sync(d->be));
+    }
     if (n_all == size) { /* one each: rank order is segment order */
-        TRY(collective_all_reduce_sum(d->coll, &parts));
+        TRY(collective_all_reduce_sum(d->coll, &seen));
+        if (d->host_parts) {
+            TRY(backend_upload(d->be, parts.data, seen.data, tensor_bytes(&parts)));
+        }
         return backend_add_parts(d->be, &x, &parts, bias);
     }
     for (int32_t r = 0; r < size; r++) {
         int32_t n = part_at(share, size, r + 1) - part_at(share, size, r);
         d->counts[r] = (size_t)n * (size_t)p->n_tok * (size_t)hidden;
     }
-    TRY(collective_all_gather(d->coll, &all, &parts, d->counts));
+    TRY(collective_all_gather(d->coll, &seen_all, &seen, d->counts));
+    if (d->host_parts) {
+        TRY(backend_upload(d->be, all.data, seen_all.data, tensor_bytes(&all)));
+    }
     return backend_add_parts(d->be, &x, &all, bias);
 }
 
@@ -580,6 +605,10 @@ enum status decoder_logits(struct decoder *d, float *out)
     }
     for (int32_t i = 0; i < d->last_results; i++) {
         struct tensor part = tensor_1d(d->logits + (size_t)i * (size_t)own, DT_F32, own);
+        if (d->host_logits) {
+            TRY(backend_download(d->be, d->host_logits, part.data, tensor_bytes(&part)));
+            part.data = d->host_logits;
+        }
         struct tensor whole = tensor_1d(out + (size_t)i * (size_t)vocab, DT_F32, vocab);
         TRY(collective_all_gather(d->coll, &whole, &part, d->counts));
     }

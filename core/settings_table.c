@@ -12,7 +12,6 @@
 #define FIELD(f) offsetof(struct settings, f), sizeof(((struct settings *)0)->f)
 #define TWO_53 9007199254740992.0
 
-static const char *const backend_words[] = {"cpu", "cpu_ref", "cuda", NULL};
 static const char *const kv_words[] = {"auto", "f16", "f32", NULL};
 static const char *const log_words[] = {"error", "warn", "info", "debug", NULL};
 
@@ -22,7 +21,7 @@ static const struct setting_row rows[] = {
      "The model: a Hugging Face folder (config.json, *.safetensors, tokenizer.json), or a nested "
      "folder that pmpd quantize wrote. Relative paths start at the working directory."},
 
-    {"backend.name", SET_TEXT, FIELD(backend.name), 0, 0, backend_words, "cpu", "",
+    {"backend.name", SET_TEXT, FIELD(backend.name), 0, 0, NULL, "cpu", "",
      "What computes. cpu: OpenMP and SIMD. cpu_ref: slow scalar code that defines the right "
      "answer. cuda: one GPU per rank."},
     {"backend.threads", SET_I32, FIELD(backend.threads), 0, 4096, NULL, "0", "",

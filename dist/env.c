@@ -166,6 +166,43 @@ enum status env_agree_text(struct env *env, const char *what, const char *text, 
     return env_agree(env, compare_text(what, text, first, fix));
 }
 
+enum { DISTINCT_BYTES = 128 };
+
+static enum status find_twin(const struct env *env, const char *all, const char *what,
+                             const char *fix)
+{
+    const char *mine = all + (size_t)env->rank * DISTINCT_BYTES;
+    for (int r = 0; r < env->rank && mine[0]; r++) {
+        if (strcmp(all + (size_t)r * DISTINCT_BYTES, mine) == 0) {
+            FAIL(ST_USER, "ranks %d and %d share %s %s; %s", r, env->rank, what, mine, fix);
+        }
+    }
+    return ST_OK;
+}
+
+enum status env_agree_distinct(struct env *env, const char *what, const char *text, const char *fix)
+{
+    char mine[DISTINCT_BYTES] = "", *all = NULL;
+    INVARIANT(strlen(text) < sizeof mine);
+    snprintf(mine, sizeof mine, "%s", text);
+    TRY(env_agree(env, mem_alloc_array((void **)&all, (size_t)env->size, DISTINCT_BYTES)));
+    int rc =
+        MPI_Allgather(mine, DISTINCT_BYTES, MPI_CHAR, all, DISTINCT_BYTES, MPI_CHAR, env->world);
+    enum status st = rc == MPI_SUCCESS ? find_twin(env, all, what, fix) : ST_OK;
+    mem_free(all);
+    TRY_MPI(rc);
+    return env_agree(env, st);
+}
+
+enum status env_local_rank(struct env *env, int *rank)
+{
+    MPI_Comm node;
+    TRY_MPI(MPI_Comm_split_type(env->world, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &node));
+    TRY_MPI(MPI_Comm_rank(node, rank));
+    TRY_MPI(MPI_Comm_free(&node));
+    return ST_OK;
+}
+
 enum status env_broadcast_text(struct env *env, char **text)
 {
     uint64_t bytes = env->rank == 0 ? (uint64_t)strlen(*text) : 0;

@@ -52,6 +52,12 @@ MUST_CHECK enum status env_agree(struct env *env, enum status st);
  * every rank fails. Errors: ST_USER with both texts and `fix`, what to do about it. */
 MUST_CHECK enum status env_agree_text(struct env *env, const char *what, const char *text,
                                       const char *fix);
+/* Collective over the world: no two ranks have the same text (less than 128 bytes; "" is nobody's)
+ * about `what`, or every rank fails. Errors: ST_USER with the two ranks, the text and `fix`. */
+MUST_CHECK enum status env_agree_distinct(struct env *env, const char *what, const char *text,
+                                          const char *fix);
+/* Collective: this rank's number among the ranks of its node. */
+MUST_CHECK enum status env_local_rank(struct env *env, int *rank);
 /* Collective: bytes of text from rank 0 to all; *text is allocated (mem_free) on the other ranks.
  */
 MUST_CHECK enum status env_broadcast_text(struct env *env, char **text);

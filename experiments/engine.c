@@ -30,15 +30,15 @@ static enum status open_model(struct engine *e, const struct settings *s)
     return ST_OK;
 }
 
-static enum status open_backend(struct engine *e, const struct settings *s, int n_threads)
+static enum status open_backend(struct engine *e, const struct settings *s, int n_threads,
+                                int local_rank)
 {
     struct backend_options bo = {.n_threads = s->backend.threads ? s->backend.threads : n_threads,
-                                 .device = -1};
+                                 .device = local_rank};
     kernels_register_all();
     TRY(backend_open(&e->be, s->backend.name, &bo));
-    bool cpu = strcmp(s->backend.name, "cuda") != 0;
     if (strcmp(s->kv.format, "auto") == 0) {
-        e->kv_dtype = cpu && !e->source.config.nested ? DT_F32 : DT_F16;
+        e->kv_dtype = backend_is_host(&e->be) && !e->source.config.nested ? DT_F32 : DT_F16;
     } else {
         e->kv_dtype = strcmp(s->kv.format, "f32") == 0 ? DT_F32 : DT_F16;
     }
@@ -47,18 +47,22 @@ static enum status open_backend(struct engine *e, const struct settings *s, int 
 
 enum status engine_open(struct engine *e, struct env *env, const struct settings *settings)
 {
-    int n_threads = 0;
+    int n_threads = 0, local_rank = 0;
     *e = (struct engine){.env = env};
     TRY(env_grid(env, settings->parallel.tensor_ranks));
     TRY(env_default_threads(env, &n_threads));
+    TRY(env_local_rank(env, &local_rank));
     enum status st = open_model(e, settings);
-    st = st ? st : open_backend(e, settings, n_threads);
+    st = st ? st : open_backend(e, settings, n_threads, local_rank);
     TRY(env_agree(env, st));
     char arithmetic[64];
     snprintf(arithmetic, sizeof arithmetic, "%s %s", e->be.ops->name,
              e->be.ops->arithmetic(&e->be));
     TRY(env_agree_text(env, "the arithmetic", arithmetic,
                        "a prompt's answer would depend on who decodes it; use nodes of one kind"));
+    TRY(env_agree_distinct(env, "the GPU", e->be.ops->device(&e->be),
+                           "start one rank per GPU (mpirun --map-by ppr:N:node, or srun "
+                           "--ntasks-per-node=N --gpus-per-task=1)"));
     size_t hint =
         (size_t)settings->decode.prefill_chunk * (size_t)e->source.config.hidden * sizeof(float);
     return env_agree(env, coll_mpi_open(&e->coll, env, settings->parallel.timeout_s, hint));

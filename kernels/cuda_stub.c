@@ -6,8 +6,9 @@
 
 static enum status absent(void)
 {
-    FAIL(ST_UNSUPPORTED, "this build has no CUDA kernels yet: expected another backend, use "
-                         "backend.name = \"cpu\"");
+    FAIL(ST_UNSUPPORTED,
+         "this build has no CUDA kernels (there was no nvcc, or PMPD_CUDA is OFF): build "
+         "with CUDA, or use backend.name = \"cpu\"");
 }
 
 static enum status stub_open(struct backend *be, const struct backend_options *options)
@@ -25,6 +26,12 @@ static const char *stub_arithmetic(const struct backend *be)
 {
     (void)be;
     return "none";
+}
+
+static bool stub_is_host(const struct backend *be)
+{
+    (void)be;
+    return true;
 }
 
 static enum status stub_alloc(struct backend *be, void **out, size_t bytes)
@@ -165,6 +172,8 @@ const struct backend_ops cuda_ops = {
     .open = stub_open,
     .close = stub_close,
     .arithmetic = stub_arithmetic,
+    .is_host = stub_is_host,
+    .device = stub_arithmetic,
     .alloc = stub_alloc,
     .release = stub_release,
     .upload = stub_copy,

@@ -5,6 +5,18 @@
 
 #include "core/mem.h"
 
+bool host_is_host(const struct backend *be)
+{
+    (void)be;
+    return true;
+}
+
+const char *host_device(const struct backend *be)
+{
+    (void)be;
+    return "";
+}
+
 enum status host_alloc(struct backend *be, void **out, size_t bytes)
 {
     (void)be;

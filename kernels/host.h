@@ -7,6 +7,8 @@
 
 #include "core/backend.h"
 
+bool host_is_host(const struct backend *be);       /* true */
+const char *host_device(const struct backend *be); /* "" */
 MUST_CHECK enum status host_alloc(struct backend *be, void **out, size_t bytes);
 void host_release(struct backend *be, void *ptr);
 MUST_CHECK enum status host_upload(struct backend *be, void *dst, const void *src, size_t bytes);

@@ -8,6 +8,7 @@
 
 #include "core/mem.h"
 #include "kernels/cpu.h"
+#include "kernels/kernels.h"
 
 static void must(enum status st, const char *what)
 {
@@ -51,6 +52,14 @@ void *rig_alloc(size_t n, size_t size)
         exit(1);
     }
     return block;
+}
+
+extern const struct backend_ops cuda_emulated_ops;
+
+void rig_register(void)
+{
+    kernels_register_all();
+    backend_register(&cuda_emulated_ops);
 }
 
 struct backend rig_open(const char *name, int n_threads)

@@ -24,6 +24,8 @@ int rig_below(struct rig_rng *rng, int n);
 /* Zeroed host memory; a test that gets none ends at once. */
 void *rig_alloc(size_t n, size_t size);
 
+/* All backends of the build, and "cuda-emulated": the cuda backend's kernels run on the host. */
+void rig_register(void);
 /* A backend by name. "cpu/scalar" is cpu with the portable inner loops. Ends the test on error. */
 struct backend rig_open(const char *name, int n_threads);
 

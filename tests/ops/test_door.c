@@ -30,7 +30,7 @@ static void test_registry(void)
     backend_close(&other); /* closed, zeroed: fine */
     CHECK(strcmp(backend_registered(0)->name, "cpu_ref") == 0);
     CHECK(strcmp(backend_registered(2)->name, "cuda") == 0);
-    CHECK(!backend_registered(3) && !backend_registered(-1));
+    CHECK(!backend_registered(4) && !backend_registered(-1));
 }
 
 static void abort_quietly(void)
@@ -417,7 +417,7 @@ int main(void)
     static const enum level_kind kind[BITS_ALL] = {
         [2] = LEVEL_TIED, [3] = LEVEL_FREE, [4] = LEVEL_LUT};
     struct rig_rng rng = {RIG_SEED};
-    kernels_register_all();
+    rig_register();
     test_registry();
     test_registry_invariants();
     rig_matrix_make(&source, &rng, 8, 64, 32, 4, kind);

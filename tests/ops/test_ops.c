@@ -1,5 +1,5 @@
 /* Every operation of a backend against the oracle cpu_ref, over a table of shapes and formats, and
- * against values worked out by hand. `test_ops --backend NAME`, default cpu.
+ * against values worked out by hand. `test_ops --backend NAME [--quick]`, default cpu.
  * SPDX-License-Identifier: Apache-2.0
  */
 #include "tests/check.h"
@@ -29,6 +29,7 @@ static struct {
 };
 
 struct backend ref, dut;
+static bool quick; /* fewer shapes, for tools that slow the device down */
 struct rig_rng rng = {RIG_SEED};
 
 void compare(enum op op, const float *got, const float *expected, size_t n, int line)
@@ -112,7 +113,7 @@ static void test_nested(void)
         {8, {[1] = LEVEL_TIED, [5] = LEVEL_LUT, [7] = LEVEL_FREE, [8] = LEVEL_FREE}},
         {8, {[3] = LEVEL_LUT, [8] = LEVEL_LUT}},
     };
-    for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++) {
+    for (size_t s = quick ? 4 : 0; s < (quick ? 6 : sizeof shapes / sizeof *shapes); s++) {
         for (size_t k = 0; k < sizeof kinds / sizeof *kinds; k++) {
             struct rig_matrix m;
             rig_matrix_make(&m, &rng, shapes[s][0], shapes[s][1], shapes[s][2], kinds[k].n_planes,
@@ -539,8 +540,9 @@ static void test_nested_by_hand(void)
 
 int main(int argc, char **argv)
 {
-    const char *name = argc == 3 && strcmp(argv[1], "--backend") == 0 ? argv[2] : "cpu";
-    kernels_register_all();
+    const char *name = argc >= 3 && strcmp(argv[1], "--backend") == 0 ? argv[2] : "cpu";
+    quick = argc == 4 && strcmp(argv[3], "--quick") == 0;
+    rig_register();
     kernels_register_all(); /* a second time does nothing */
     const struct backend_options options = {.n_threads = 2, .device = -1};
     enum status st = backend_open(&dut, strcmp(name, "cpu/scalar") == 0 ? "cpu" : name, &options);

@@ -147,7 +147,6 @@ static void test_refusals(void)
     REFUSED("decode.stop_at_eos = \"yes\";", "expected true or false");
     REFUSED("policy.level = 4;", "policy.level is 4; expected a text in quotes");
     REFUSED("kv.format = \"f61\";", "expected one of \"auto\", \"f16\", \"f32\"");
-    REFUSED("backend.name = \"gpu\";", "expected one of \"cpu\", \"cpu_ref\", \"cuda\"");
 
     REFUSED("decode: { slots = 1; slots = 2; };", "a.cfg:1: duplicate");
     REFUSED("decode.slots = 1;\ndecode: { slots = 2; };",
