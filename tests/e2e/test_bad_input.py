@@ -106,7 +106,7 @@ class BadInput(Case):
         self.assertFalse((self.folder / "out" / "run.h5").exists())
 
     def test_ranks_that_do_not_fit(self):
-        self.refused("run", self.run_config(parallel__tensor_ranks=3), ranks=3, says="1, 2")
+        self.refused("run", self.run_config(parallel__tensor_ranks=9), ranks=9, says="use 1 to 8; 1, 2, 4 and 8 share")
         self.refused("run", self.run_config(parallel__tensor_ranks=2), ranks=3, says="tensor_ranks")
 
     def test_unwritable_directory(self):
