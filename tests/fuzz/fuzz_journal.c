@@ -17,8 +17,21 @@
 
 enum { PROMPTS = 4, HEAD = 16 };
 
+static uint32_t get_u32(const uint8_t *p)
+{
+    return (uint32_t)p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
+}
+
+/* CRC-32C of a frame's kind, length and payload. */
+static uint32_t crc_of(const uint8_t *frame, size_t bytes)
+{
+    uint32_t crc = crc32_iscsi((unsigned char *)(uintptr_t)(frame + 4), 8, ~0u);
+    return ~crc32_iscsi((unsigned char *)(uintptr_t)(frame + HEAD), (int)bytes, crc);
+}
+
 /* Every record by every reader of its kind. */
 struct seen {
+    const uint8_t *input; /* NULL: not compared */
     int n;
     size_t bytes; /* of frames */
     uint32_t last_kind;
@@ -33,6 +46,11 @@ static enum status count(void *ctx, uint32_t kind, const void *payload, size_t b
     struct journal_fault fault;
     struct journal_end end;
     unsigned char again[JOURNAL_SMALL_BYTES];
+    if (s->input) {
+        const uint8_t *frame = s->input + s->bytes;
+        INVARIANT(get_u32(frame + 4) == kind && memcmp(frame + HEAD, payload, bytes) == 0);
+        INVARIANT(get_u32(frame + 12) == crc_of(frame, bytes));
+    }
     s->n++;
     s->bytes += HEAD + bytes;
     s->last_kind = kind;
@@ -139,7 +157,7 @@ static void check_inspect(void)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    struct seen all = {0}, cut = {0}, longer = {0};
+    struct seen all = {.input = data}, cut = {0}, longer = {0};
     struct journal *j = NULL;
     struct stat info;
     size_t bad = 0;
@@ -164,11 +182,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 
 /* ---- a mutator that closes the frames again ---- */
 
-static uint32_t get_u32(const uint8_t *p)
-{
-    return (uint32_t)p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
-}
-
 static void put_u32(uint8_t *p, uint32_t v)
 {
     for (int i = 0; i < 4; i++) {
@@ -181,8 +194,7 @@ static void seal(uint8_t *p, uint32_t bytes)
 {
     memcpy(p, "PMJ1", 4);
     put_u32(p + 8, bytes);
-    uint32_t crc = crc32_iscsi(p + 4, 8, ~0u);
-    put_u32(p + 12, ~crc32_iscsi(p + HEAD, (int)bytes, crc));
+    put_u32(p + 12, crc_of(p, bytes));
 }
 
 size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t max_size, unsigned seed)

@@ -16,7 +16,7 @@
 #include "tests/fuzz/fuzz.h"
 #include "tests/gen.h"
 
-enum { TEXT_BYTES = 32, VALUES = 64, CHANGES_MAX = 8, ROW_BYTES_MAX = 1024, MEMBERS_MAX = 32 };
+enum { TEXT_BYTES = 32, VALUES = 72, CHANGES_MAX = 8, ROW_BYTES_MAX = 1024, MEMBERS_MAX = 32 };
 
 /* ---- the good file ---- */
 
@@ -236,7 +236,8 @@ static hid_t changed_type(struct fuzz_bytes *b, hid_t type)
 }
 
 /* The table again with other columns or another number of rows, perhaps more than there is memory
- * for: nothing is stored of them. Rows that both have are kept. */
+ * for: nothing is stored of them. Old rows are kept,
+ * new ones are zero. */
 static void put_table(struct fuzz_bytes *b, hid_t file, const char *name)
 {
     static unsigned char rows[VALUES * ROW_BYTES_MAX];
@@ -254,18 +255,23 @@ static void put_table(struct fuzz_bytes *b, hid_t file, const char *name)
     }
     memory = H5Tget_native_type(type, H5T_DIR_DEFAULT);
     changed = changed_type(b, type);
-    n = size < 128 ? n_old : size < 240 ? size % 8 : (hsize_t)1 << (size % 16 * 4);
+    n = n_old;
+    if (size >= 240) {
+        n = (hsize_t)1 << (size % 16 * 4);
+    } else if (size >= 128) {
+        n = size < 224 ? size % 8u : VALUES - size % 16u;
+    }
     H5Pset_chunk(create, 1, &one);
     slab = H5Screate_simple(1, &n, NULL);
-    kept = n < n_old ? n : n_old;
-    if (memory < 0 || H5Tget_size(memory) > ROW_BYTES_MAX || kept == 0) {
+    kept = n <= VALUES ? n : n_old;
+    if (memory < 0 || H5Tget_size(memory) > ROW_BYTES_MAX) {
         goto done;
     }
     memset(rows, 0, sizeof rows);
     H5Dread(old, memory, H5S_ALL, H5S_ALL, H5P_DEFAULT, rows);
     H5Ldelete(file, name, H5P_DEFAULT);
     set = H5Dcreate2(file, name, changed, slab, H5P_DEFAULT, create, H5P_DEFAULT);
-    if (set >= 0) {
+    if (set >= 0 && kept > 0) {
         hsize_t first = 0;
         hid_t some = H5Screate_simple(1, &kept, NULL);
         H5Sselect_hyperslab(slab, H5S_SELECT_SET, &first, NULL, &kept, NULL);

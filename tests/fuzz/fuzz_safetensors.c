@@ -50,6 +50,19 @@ static void check_tensor(const struct checkpoint *ckpt, int i)
     checkpoint_done_with(ckpt, name);
 }
 
+/* No byte belongs to two tensors. */
+static void check_apart(const struct checkpoint *ckpt, int n)
+{
+    for (int i = 0; i < n && i < 32; i++) {
+        struct tensor a = checkpoint_tensor(ckpt, i);
+        for (int k = 0; k < i; k++) {
+            struct tensor b = checkpoint_tensor(ckpt, k);
+            const char *p = a.data, *q = b.data;
+            INVARIANT(!p || !q || p + tensor_bytes(&a) <= q || q + tensor_bytes(&b) <= p);
+        }
+    }
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     struct checkpoint *ckpt = NULL;
@@ -66,6 +79,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         for (int i = 0; i < n; i++) {
             check_tensor(ckpt, i);
         }
+        check_apart(ckpt, n);
         INVARIANT(!checkpoint_has(ckpt, ""));
         INVARIANT(fuzz_ok(checkpoint_digest(ckpt, fuzz_folder(), digest)));
         INVARIANT(fuzz_ok(checkpoint_digest(ckpt, fuzz_folder(), again)));

@@ -18,7 +18,17 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     INVARIANT(r.ordinal >= 0 && r.n_turns >= 1 && r.n_turns <= PROMPT_MAX_TURNS);
     INVARIANT(r.n_steps >= 0 && r.n_switches >= 0 && r.n_passes >= 0);
     INVARIANT((r.features != NULL) == (r.n_feature_tok > 0));
-    INVARIANT(trace_packed_bytes(&r) == size);
+    int at = 0;
+    for (int i = 0; i < r.n_turns; i++) {
+        INVARIANT(r.turns[i].finish == FINISH_EOS || r.turns[i].finish == FINISH_LENGTH);
+        for (int k = 0; k < r.turns[i].n_steps; k++, at++) {
+            INVARIANT(at < r.n_steps && r.steps[at].turn == i && r.steps[at].step >= k);
+        }
+    }
+    for (int i = 0; i < r.n_passes; i++) {
+        INVARIANT(r.passes[i].kind == PASS_PREFILL || r.passes[i].kind == PASS_DECODE);
+    }
+    INVARIANT(at == r.n_steps && trace_packed_bytes(&r) == size);
     void *packed = malloc(size);
     INVARIANT(packed != NULL);
     trace_pack(packed, size, &r);
