@@ -8,10 +8,12 @@ cd "$(dirname "$0")/../.."
 seconds=$1
 shift
 build=${PMPD_BUILD:-$PWD/build-fuzz}
-cmake -S . -B "$build" -G Ninja -DPMPD_FUZZ=ON -DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++ >/dev/null
-cmake --build "$build" --target fuzz_entries >/dev/null
-bin=$build/tests/fuzz
+command -v clang++ >/dev/null || { echo "clang++ is not there: install clang, libclang-rt-14-dev and libomp-dev" >&2; exit 1; }
 mkdir -p "$build/fuzz/seeds"
+{ cmake -S . -B "$build" -G Ninja -DPMPD_FUZZ=ON -DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++ &&
+    cmake --build "$build" --target fuzz_entries; } >"$build/fuzz/build.log" 2>&1 ||
+    { tail -n 40 "$build/fuzz/build.log" >&2; exit 1; }
+bin=$build/tests/fuzz
 "$bin/fuzz_seeds" "$build/fuzz/seeds"
 entries=("$@")
 [ $# -gt 0 ] || mapfile -t entries < <(sed -n 's/^pmpd_fuzz(\([a-z_]*\).*/\1/p' tests/fuzz/CMakeLists.txt)
