@@ -12,7 +12,7 @@
 extern const struct backend_ops cpu_ref_ops;
 /* Threads and, where the processor has it, AVX2. */
 extern const struct backend_ops cpu_ops;
-/* Answers ST_UNSUPPORTED. */
+/* NVIDIA GPUs; in a build without CUDA kernels it answers ST_UNSUPPORTED. */
 extern const struct backend_ops cuda_ops;
 
 /* Registers all of them; a second call does nothing. Call once at start, before threads. */
