@@ -26,9 +26,9 @@ struct backend {
 };
 
 struct backend_options {
-    int n_threads; /* CPU threads; 0 = as many as this process may use */
-    int device;    /* this rank's number on its node: the GPU of that number, or the only one that
-                      this rank can see; -1: the first. CPU backends ignore it. */
+    int n_threads;   /* CPU threads; 0 = as many as this process may use */
+    int device;      /* this rank's number on its node: the GPU of that number, or the only one that
+                        this rank can see; -1: the first. CPU backends ignore it. */
     const char *isa; /* instruction set of the cpu backend; NULL or "auto": the best one here */
 };
 
