@@ -60,6 +60,7 @@ static void cpu_close(struct backend *be)
 {
     struct cpu *cpu = be->impl;
     mem_free(cpu->rows.data);
+    mem_free(cpu->acts.data);
     mem_free(cpu->scores.data);
     mem_free(cpu);
 }

@@ -11,6 +11,8 @@
 #define PMPD_KERNELS_CPU_H
 
 #include "core/backend.h"
+#include "kernels/cpu_arena.h"
+#include "kernels/cpu_nested.h"
 #include "kernels/host.h"
 
 /* Columns that one step of an inner loop takes: 32 bits of each plane. Groups are multiples. */
@@ -49,8 +51,7 @@ struct cpu_isa {
     /* out[0..n) = weights of columns begin..begin + n, begin a multiple of group_cols; whole steps
      * are written, so that out has room for n rounded up to CPU_STEP. */
     void (*decode)(float *out, const struct nested_row *row, int32_t begin, int32_t n);
-    /* sum of the decoded weights times x[0..n): equals decode, then dots, bit for bit. */
-    float (*dot_nested)(const struct nested_row *row, int32_t begin, const float *x, int32_t n);
+    const struct nested_loops *nested; /* products of nested matrices: kernels/cpu_nested.h */
 };
 
 extern const struct cpu_isa cpu_isa_scalar;
@@ -63,7 +64,10 @@ struct cpu {
     const struct cpu_isa *isa;
     int n_threads;
     struct host_scratch rows;   /* (n_threads, row_floats): decoded weights */
+    struct host_scratch acts;   /* quantised activations of a product */
     struct host_scratch scores; /* (n_threads, n_scores): attention weights of one head */
+    /* of nested matrices: planes by number, levels by precision */
+    struct cpu_arena planes[BITS_MAX], levels[BITS_ALL];
 };
 
 /* Threads worth starting for a number of multiply-adds. */

@@ -154,25 +154,6 @@ static void scalar_decode(float *out, const struct nested_row *row, int32_t begi
     }
 }
 
-static float scalar_dot_nested(const struct nested_row *row, int32_t begin, const float *x,
-                               int32_t n)
-{
-    float table[LEVELS_MAX], s[LANES] = {0}, step[CPU_STEP];
-    for (int32_t c = 0; c < n; c += CPU_STEP) {
-        int32_t col = begin + c;
-        if (c == 0 || (row->kind != LEVEL_LUT && col % row->group_cols == 0)) {
-            load_table(table, row, col / row->group_cols);
-        }
-        decode_step(step, row, table, (size_t)col / 8);
-        if (n - c >= CPU_STEP) {
-            add_step(s, step, x + c);
-        } else {
-            add_rest(s, step, x + c, n - c);
-        }
-    }
-    return sum_lanes(s);
-}
-
 const struct cpu_isa cpu_isa_scalar = {
     .name = "scalar",
     .dots = scalar_dots,
@@ -181,5 +162,5 @@ const struct cpu_isa cpu_isa_scalar = {
     .axpy = scalar_axpy,
     .convert = scalar_convert,
     .decode = scalar_decode,
-    .dot_nested = scalar_dot_nested,
+    .nested = &nested_loops_scalar,
 };

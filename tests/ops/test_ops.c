@@ -9,7 +9,9 @@
 
 /* Bounds of the normalised mean squared error against the oracle, one place for all. f32 sums of a
  * few thousand terms stay near 1e-12; 1e-6 leaves room for other orders of summation and for
- * half-precision multiplications with f32 sums, and no room for a wrong weight. */
+ * half-precision multiplications with f32 sums, and no room for a wrong weight. The cpu backend's
+ * products of nested matrices quantise activations to 8 bits: half a percent of a wide row's sum,
+ * and up to twice that where a row has few columns or levels are as random as here, squared. */
 static struct {
     const char *name;
     double bound, worst;
@@ -27,6 +29,8 @@ static struct {
     [OP_ACTIVATE] = {"activate", 1e-6, 0},
     [OP_STATS] = {"logit_stats", 1e-6, 0},
 };
+
+enum { CPU_PERCENT = 2 }; /* 2 %: NMSE 4e-4 */
 
 struct backend ref, dut;
 static bool quick; /* fewer shapes, for tools that slow the device down */
@@ -549,6 +553,9 @@ int main(int argc, char **argv)
     }
     backend_close(&dut);
     dut = rig_open(name, 2);
+    if (strcmp(dut.ops->name, "cpu") == 0) {
+        ops[OP_NESTED].bound = 1e-4 * CPU_PERCENT * CPU_PERCENT;
+    }
     ref = rig_open("cpu_ref", 1);
     printf("backend %s (%s), oracle cpu_ref, seed %d\n", name, dut.ops->arithmetic(&dut), RIG_SEED);
     test_nested_by_hand();
