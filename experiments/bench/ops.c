@@ -13,7 +13,13 @@
 #include "experiments/bench/shape.h"
 #include "experiments/bench/statistics.h"
 
-enum { CACHES = 4, MOST_COPIES = 4096, MOST_CASES = (BITS_MAX + 1) * BENCH_LIST };
+enum {
+    CACHES = 4,
+    MOST_COPIES = 4096,
+    DENSE_BITS = 16,
+    LEAST_TURN = 4,
+    MOST_CASES = (BITS_MAX + 1) * BENCH_LIST
+};
 
 const struct column bench_ops_columns[] = {
     {"rows", "rows", 0},
@@ -32,12 +38,13 @@ const struct column bench_ops_columns[] = {
     {NULL, NULL, 0},
 };
 
-/* One number of bits (16: dense F16) and of tokens. */
+/* One number of bits (DENSE_BITS: the dense F16 matrix) and of tokens. */
 struct op_case {
     int bits;
     int32_t n_tok;
     size_t bytes;            /* of weights that one product reads */
-    struct samples seconds;  /* per product: a round through all copies each */
+    int n_turn;              /* products that one sample is the mean of */
+    struct samples seconds;  /* per product */
     struct samples fraction; /* of the bandwidth around the round */
     struct samples bandwidth;
 };
@@ -47,8 +54,9 @@ struct op_bench {
     struct nested_matrix *nested; /* (n_copies) */
     struct tensor *dense;         /* (n_dense) F16 */
     int n_copies, n_dense;
-    float *x, *y;  /* backend: (most tokens, n_cols), (most tokens, n_rows) */
-    uint8_t *bits; /* backend: (most tokens) */
+    int next_copy, next_dense; /* whose turn it is */
+    float *x, *y;              /* backend: (most tokens, n_cols), (most tokens, n_rows) */
+    uint8_t *bits;             /* backend: (most tokens) */
     int32_t n_rows, n_cols, most_tok;
     int n_cases;
     struct op_case cases[MOST_CASES];
@@ -87,7 +95,7 @@ static enum status make_copies(struct op_bench *b, const struct bench_options *o
     size_t need = (size_t)b->n_copies * held + (size_t)b->n_dense * dense,
            have = machine_available_bytes();
     if (have > 0 && need > have) {
-        FAIL_GOTO(st, ST_NOMEM, done,
+        FAIL_GOTO(st, ST_USER, done,
                   "copies of a %d x %d matrix that outlast the caches need %.1f GB and %.1f GB are "
                   "free: ask for fewer --bits",
                   b->n_rows, b->n_cols, 1e-9 * (double)need, 1e-9 * (double)have);
@@ -144,12 +152,13 @@ static enum status make_cases(struct op_bench *b, const struct bench_options *o)
     for (int t = 0; t < o->tokens.n; t++) {
         for (int i = 0; i <= o->bits.n; i++) { /* the dense one last */
             struct op_case *c = &b->cases[b->n_cases++];
-            *c = (struct op_case){.bits = i < o->bits.n ? o->bits.value[i] : 16,
+            *c = (struct op_case){.bits = i < o->bits.n ? o->bits.value[i] : DENSE_BITS,
                                   .n_tok = o->tokens.value[t]};
             const struct nested_matrix *w = &b->nested[0];
-            c->bytes = c->bits == 16 ? tensor_bytes(&b->dense[0])
-                                     : nested_bytes_read(w->kind, w->n_rows, w->n_cols_padded,
-                                                         w->group_cols, c->bits, 1u << c->bits);
+            c->bytes = c->bits == DENSE_BITS
+                           ? tensor_bytes(&b->dense[0])
+                           : nested_bytes_read(w->kind, w->n_rows, w->n_cols_padded, w->group_cols,
+                                               c->bits, 1u << c->bits);
             TRY(samples_create(&c->seconds, o->rounds));
             TRY(samples_create(&c->fraction, o->rounds));
             TRY(samples_create(&c->bandwidth, o->rounds));
@@ -184,7 +193,7 @@ static void op_free(struct op_bench *b)
 
 /* ---- timing ---- */
 
-static enum status multiply(struct op_bench *b, const struct op_case *c, int copy)
+static enum status multiply(struct op_bench *b, const struct op_case *c)
 {
     struct backend *be = &b->rig.be;
     struct how how = {.product = c->n_tok == 1 ? PRODUCT_ONE : PRODUCT_SLOTS,
@@ -193,18 +202,21 @@ static enum status multiply(struct op_bench *b, const struct op_case *c, int cop
     struct tensor x = tensor_2d(b->x, DT_F32, c->n_tok, b->n_cols);
     struct tensor y = tensor_2d(b->y, DT_F32, c->n_tok, b->n_rows);
     struct tensor bits = tensor_1d(b->bits, DT_U8, c->n_tok);
-    if (c->bits == 16) {
+    if (c->bits == DENSE_BITS) {
+        const struct tensor *w = &b->dense[b->next_dense];
+        b->next_dense = (b->next_dense + 1) % b->n_dense;
         how.bits_used = 0;
-        return backend_matmul_dense(be, &y, &b->dense[copy], &x, NULL, &how);
+        return backend_matmul_dense(be, &y, w, &x, NULL, &how);
     }
-    return backend_matmul_nested(be, &y, &b->nested[copy], &bits, &x, NULL, &how);
+    const struct nested_matrix *w = &b->nested[b->next_copy];
+    b->next_copy = (b->next_copy + 1) % b->n_copies;
+    return backend_matmul_nested(be, &y, w, &bits, &x, NULL, &how);
 }
 
-/* All copies once; seconds per product. */
-static enum status one_turn(struct op_bench *b, const struct op_case *c, double *seconds)
+/* n products, each of the next copy; seconds per product. */
+static enum status one_turn(struct op_bench *b, const struct op_case *c, int n, double *seconds)
 {
-    uint8_t bits[BENCH_LIST * BITS_ALL];
-    int n = c->bits == 16 ? b->n_dense : b->n_copies;
+    uint8_t bits[256];
     memset(bits, c->bits, sizeof bits);
     for (int32_t at = 0; at < c->n_tok; at += (int32_t)sizeof bits) {
         int32_t now = c->n_tok - at < (int32_t)sizeof bits ? c->n_tok - at : (int32_t)sizeof bits;
@@ -212,27 +224,41 @@ static enum status one_turn(struct op_bench *b, const struct op_case *c, double 
     }
     double start = clock_s();
     for (int i = 0; i < n; i++) {
-        TRY(multiply(b, c, i));
+        TRY(multiply(b, c));
     }
     TRY(backend_sync(&b->rig.be));
     *seconds = (clock_s() - start) / n;
     return ST_OK;
 }
 
+/* How many products make a sample long enough for the clock and the scheduler. */
+static enum status choose_turns(struct op_bench *b)
+{
+    const double sample_s = 0.02;
+    for (int i = 0; i < b->n_cases; i++) {
+        struct op_case *c = &b->cases[i];
+        int most = c->bits == DENSE_BITS ? b->n_dense : b->n_copies;
+        double seconds = 0;
+        TRY(one_turn(b, c, LEAST_TURN, &seconds)); /* scratch is made */
+        TRY(one_turn(b, c, LEAST_TURN, &seconds));
+        double n = sample_s / seconds;
+        c->n_turn = n > most ? most : n < LEAST_TURN ? LEAST_TURN : (int)n;
+    }
+    return ST_OK;
+}
+
 static enum status run_rounds(struct op_bench *b, const struct bench_options *o)
 {
     struct progress progress;
-    double before, after, seconds;
+    double before, after, seconds = 0;
     int done = 0;
-    for (int i = 0; i < b->n_cases; i++) {
-        TRY(one_turn(b, &b->cases[i], &seconds));
-    }
-    progress_begin(&progress, "products", "rounds of copies", (double)o->rounds * b->n_cases);
+    TRY(choose_turns(b));
+    progress_begin(&progress, "products", "samples", (double)o->rounds * b->n_cases);
     TRY(bandwidth_measure(&b->rig.bw, 1, &before));
     for (int32_t r = 0; r < o->rounds; r++) {
         for (int i = 0; i < b->n_cases; i++) {
             struct op_case *c = &b->cases[i];
-            TRY(one_turn(b, c, &seconds));
+            TRY(one_turn(b, c, c->n_turn, &seconds));
             TRY(bandwidth_measure(&b->rig.bw, 1, &after));
             double paired = (before + after) / 2;
             samples_add(&c->seconds, seconds);
@@ -258,8 +284,8 @@ static enum status add_rows(struct op_bench *b, const struct bench_options *o, j
             (int)b->n_rows, "cols", (int)b->n_cols, "bits", c->bits, "tokens", (int)c->n_tok,
             "threads", b->rig.n_threads, "isa", b->rig.be.ops->arithmetic(&b->rig.be), "group",
             (int)o->group, "bytes", (json_int_t)c->bytes, "copies",
-            c->bits == 16 ? b->n_dense : b->n_copies, "us_min", 1e6 * t.min, "us", 1e6 * t.median,
-            "us_max", 1e6 * t.max, "gb_s", 1e-9 * (double)c->bytes / t.median);
+            c->bits == DENSE_BITS ? b->n_dense : b->n_copies, "us_min", 1e6 * t.min, "us",
+            1e6 * t.median, "us_max", 1e6 * t.max, "gb_s", 1e-9 * (double)c->bytes / t.median);
         json_t *more =
             json_pack("{s:f, s:f, s:f, s:f, s:f, s:f}", "bandwidth_gb_s",
                       samples_spread(&c->bandwidth).median, "bandwidth_fraction", f.median,

@@ -47,6 +47,7 @@ enum status rig_open_backend(struct rig *rig, struct env *env, const struct benc
                              int n_threads, bool profile)
 {
     *rig = (struct rig){.env = env, .n_threads = n_threads};
+    machine_forget_highest();
     TRY(env_grid(env, env->size));
     TRY(env_local_rank(env, &rig->local_rank));
     TRY(count_local(env, &rig->n_local));
@@ -76,9 +77,10 @@ static enum status check_memory(const struct rig *rig, const struct bench_option
     size_t need = whole + n * each;
     if (have > 0 && need > have && backend_is_host(&rig->be)) {
         FAIL(
-            ST_NOMEM,
+            ST_USER,
             "the model needs %.1f GB of this node's memory (planes and levels %.1f, KV cache %.1f, "
-            "embedding and making %.1f for each of %d ranks) and %.1f GB are free: ask for fewer "
+            "embedding, making and probe %.1f for each of %d ranks) and %.1f GB are free: ask for "
+            "fewer "
             "--bits, a smaller --context or --slots, or another --shape",
             1e-9 * (double)need, 1e-9 * (double)(b.planes + b.levels), 1e-9 * (double)kv_bytes(rig),
             1e-9 * (double)each, rig->n_local, 1e-9 * (double)have);

@@ -36,7 +36,7 @@ struct rig_needs {
 };
 
 /* Everything but the probe. Collective over the world; all ranks succeed or fail together. Errors:
- * ST_NOMEM: the model would not fit, with the sum and what would make it smaller. */
+ * ST_USER: the model would not fit, with the sum and what would make it smaller. */
 MUST_CHECK enum status rig_open(struct rig *rig, struct env *env, const struct bench_options *o,
                                 const struct rig_needs *needs);
 /* The backend alone, for products without a model. */
