@@ -9,6 +9,7 @@
 #include "core/log.h"
 #include "core/mem.h"
 #include "experiments/args.h"
+#include "experiments/bench/bandwidth.h"
 #include "experiments/bench/bench.h"
 #include "experiments/bench/machine.h"
 #include "experiments/bench/shape.h"
@@ -21,6 +22,9 @@
     "  --group G         columns that share a scale: 32, 64 (default), 128\n"                     \
     "  --levels KIND     tied (default) or free\n"                                                \
     "  --rounds R        how often everything is repeated, in turn\n"                             \
+    "  --probe MB        bytes that the bandwidth probe reads, and twice those of the copies of " \
+    "a\n"                                                                                         \
+    "                    matrix (default: 8 times the last-level cache, 64 to 1024)\n"            \
     "  --backend NAME    cpu (default), cpu_ref (slow, exact), cuda\n"                            \
     "  --isa NAME        auto (default), avx512, avx2, scalar: the cpu backend's instructions\n"  \
     "  --share           ask for a larger share of a busy machine (root; says what came of it)\n" \
@@ -118,7 +122,7 @@ enum { N_WORDS = sizeof words / sizeof *words };
 
 struct texts {
     const char *shape, *bits, *threads, *tokens, *rows, *cols, *shape_list, *group, *levels,
-        *context, *slots, *steps, *rounds, *chunk, *temperature, *from, *to;
+        *context, *slots, *steps, *rounds, *chunk, *temperature, *from, *to, *probe;
     bool profile, share;
 };
 
@@ -160,7 +164,13 @@ static enum status parse_number(int32_t *out, const char *name, const char *text
     return ST_OK;
 }
 
-enum { ROWS_MAX = 1 << 20, CONTEXT_MAX = 1 << 20, SLOTS_MAX = 256, STEPS_MAX = 1 << 16 };
+enum {
+    ROWS_MAX = 1 << 20,
+    CONTEXT_MAX = 1 << 20,
+    SLOTS_MAX = 256,
+    STEPS_MAX = 1 << 16,
+    PROBE_MAX = 1 << 20
+};
 
 /* "5632x2048,2048x5632" */
 static enum status parse_shapes(struct bench_options *o, const char *text)
@@ -202,6 +212,7 @@ static enum status parse_options(struct bench_options *o, const struct word *w,
 {
     const struct settings *s = o->settings;
     char threads[16];
+    int32_t probe = 0;
     snprintf(threads, sizeof threads, "%d", default_threads);
     TRY(parse_list(&o->bits, "--bits", t->bits ? t->bits : w->bits, 1, BITS_MAX));
     TRY(parse_list(&o->threads, "--threads", t->threads ? t->threads : threads, 1, 1024));
@@ -222,6 +233,9 @@ static enum status parse_options(struct bench_options *o, const struct word *w,
     }
     o->free_levels = t->levels && strcmp(t->levels, "free") == 0;
     o->profile = t->profile;
+    TRY(parse_number(&probe, "--probe", t->probe, (int32_t)(bandwidth_usual_bytes() >> 20), 1,
+                     PROBE_MAX));
+    o->probe_bytes = (size_t)probe << 20;
     if (t->temperature) {
         char *end = NULL;
         o->temperature = strtod(t->temperature, &end);
@@ -356,6 +370,7 @@ enum status cmd_bench(struct env *env, int argc, char **argv)
         {"temperature", &t.temperature, NULL},
         {"from", &t.from, NULL},
         {"to", &t.to, NULL},
+        {"probe", &t.probe, NULL},
         {"profile", NULL, &t.profile},
         {"share", NULL, &t.share},
         {NULL, NULL, NULL},

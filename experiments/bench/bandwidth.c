@@ -144,19 +144,19 @@ static double one_pass(struct bandwidth *bw, int streams)
 
 /* ---- the probe ---- */
 
-size_t bandwidth_buffer_bytes(int n_local_ranks)
+size_t bandwidth_usual_bytes(void)
 {
-    size_t bytes = 8 * machine_cache_bytes() / (size_t)n_local_ranks;
+    size_t bytes = 8 * machine_cache_bytes();
     return bytes < buffer_least ? buffer_least : bytes > buffer_most ? buffer_most : bytes;
 }
 
 enum status bandwidth_open(struct bandwidth *out, struct env *env, int n_threads, int local_rank,
-                           int n_local_ranks)
+                           int n_local_ranks, size_t node_bytes)
 {
     /* An odd number of pages to a stream: streams that begin a power of two apart would meet in the
      * same sets of the caches. */
-    size_t pages =
-        bandwidth_buffer_bytes(n_local_ranks) / (size_t)n_threads / (LINES * PAGE) | (size_t)1;
+    size_t n_parts = (size_t)n_threads * (size_t)n_local_ranks;
+    size_t pages = node_bytes / n_parts / (LINES * PAGE) | (size_t)1;
     *out = (struct bandwidth){.env = env, .n_threads = n_threads};
     out->first_cpu = local_rank * n_threads;
     out->bytes = pages * LINES * PAGE * (size_t)n_threads;

@@ -20,13 +20,13 @@ struct bandwidth {
     uint64_t sum;             /* what was read, so that it must be */
 };
 
-/* Bytes of a rank's buffer: 8 times the last-level cache among the ranks of a node, from 64 MiB to
+/* Bytes of all buffers of a node when nobody says: 8 times the last-level cache, from 64 MiB to
  * 1 GiB. */
-size_t bandwidth_buffer_bytes(int n_local_ranks);
-/* Each thread touches its own part first. Not collective; env_grid has been called.
- * Errors: ST_NOMEM. */
+size_t bandwidth_usual_bytes(void);
+/* node_bytes: of all buffers of a node, about. Each thread touches its own part first. Not
+ * collective; env_grid has been called. Errors: ST_NOMEM. */
 MUST_CHECK enum status bandwidth_open(struct bandwidth *out, struct env *env, int n_threads,
-                                      int local_rank, int n_local_ranks);
+                                      int local_rank, int n_local_ranks, size_t node_bytes);
 void bandwidth_close(struct bandwidth *bw);
 /* GB/s (1e9 bytes) of all ranks of the replica together: the median of n_passes, the best number of
  * streams. Collective over the replica; every rank gets the same. */

@@ -25,6 +25,7 @@ struct bench_options {
     struct bench_list to;         /* switch */
     int32_t from;
     int32_t context, slots, steps, rounds, group, chunk;
+    size_t probe_bytes; /* of a node's probe buffers; copies of a matrix take half */
     bool free_levels, profile;
     double temperature;
 };

@@ -14,7 +14,6 @@
 #include "experiments/bench/statistics.h"
 
 enum {
-    CACHES = 4,
     MOST_COPIES = 4096,
     DENSE_BITS = 16,
     LEAST_TURN = 4,
@@ -70,12 +69,6 @@ static int copies_for(size_t bytes, size_t total)
     return n > MOST_COPIES ? MOST_COPIES : (int)n;
 }
 
-/* Bytes of weights in turn: a few times the last-level cache. */
-static size_t turn_bytes(void)
-{
-    return CACHES * machine_cache_bytes();
-}
-
 static enum status make_copies(struct op_bench *b, const struct bench_options *o)
 {
     struct backend *be = &b->rig.be;
@@ -90,8 +83,8 @@ static enum status make_copies(struct op_bench *b, const struct bench_options *o
     size_t read = nested_bytes_read(s->kind, s->n_rows, s->n_cols_padded, o->group, low, least);
     size_t held = nested_bytes_read(s->kind, s->n_rows, s->n_cols_padded, o->group, high, mask);
     size_t dense = (size_t)b->n_rows * (size_t)b->n_cols * 2;
-    b->n_copies = copies_for(read, turn_bytes());
-    b->n_dense = copies_for(dense, turn_bytes());
+    b->n_copies = copies_for(read, o->probe_bytes / 2);
+    b->n_dense = copies_for(dense, o->probe_bytes / 2);
     size_t need = (size_t)b->n_copies * held + (size_t)b->n_dense * dense,
            have = machine_available_bytes();
     if (have > 0 && need > have) {
@@ -314,7 +307,9 @@ static enum status run_shape(struct env *env, const struct bench_options *o, int
     TRY_GOTO(st, make_copies(b, o), done);
     TRY_GOTO(st, make_inputs(b), done);
     TRY_GOTO(st, make_cases(b, o), done);
-    TRY_GOTO(st, bandwidth_open(&b->rig.bw, env, n_threads, b->rig.local_rank, b->rig.n_local),
+    TRY_GOTO(st,
+             bandwidth_open(&b->rig.bw, env, n_threads, b->rig.local_rank, b->rig.n_local,
+                            o->probe_bytes),
              done);
     TRY_GOTO(st, run_rounds(b, o), done);
     TRY_GOTO(st, add_rows(b, o, root), done);

@@ -46,7 +46,7 @@ static enum status open_backend(struct rig *rig, const struct bench_options *o, 
 enum status rig_open_backend(struct rig *rig, struct env *env, const struct bench_options *o,
                              int n_threads, bool profile)
 {
-    *rig = (struct rig){.env = env, .n_threads = n_threads};
+    *rig = (struct rig){.env = env, .n_threads = n_threads, .probe_bytes = o->probe_bytes};
     machine_forget_highest();
     TRY(env_grid(env, env->size));
     TRY(env_local_rank(env, &rig->local_rank));
@@ -69,7 +69,7 @@ static enum status check_memory(const struct rig *rig, const struct bench_option
     size_t making = 0, have = machine_available_bytes(), n = (size_t)rig->n_local;
     enum level_kind kind = o->free_levels ? LEVEL_FREE : LEVEL_TIED;
     random_model_estimate(&b, &making, &rig->config, kind, bits);
-    size_t probe = bandwidth_buffer_bytes(rig->n_local), logits = (size_t)rig->config.vocab * 4;
+    size_t probe = o->probe_bytes / n, logits = (size_t)rig->config.vocab * 4;
     logits *= (size_t)(o->chunk > rig->n_slots ? o->chunk : rig->n_slots);
     size_t whole = b.planes + b.levels + kv_bytes(rig); /* shared among ranks */
     whole = whole / (size_t)rig->env->size * n;
@@ -189,7 +189,7 @@ enum status rig_memory(struct rig *rig, json_t *root)
                              all[LEVELS], "kv_mb", all[KV], "embed_mb", all[EMBED], "other_mb",
                              other)));
     return env_agree(rig->env, bandwidth_open(&rig->bw, rig->env, rig->n_threads, rig->local_rank,
-                                              rig->n_local));
+                                              rig->n_local, rig->probe_bytes));
 }
 
 enum status rig_probe(struct rig *rig, double *gb_s)

@@ -25,6 +25,7 @@ struct rig {
     int32_t max_tok, n_slots;
     enum dtype kv_dtype;
     int n_threads, local_rank, n_local;
+    size_t probe_bytes;
 };
 
 /* What differs between the benchmarks. */
