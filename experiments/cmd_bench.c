@@ -16,18 +16,18 @@
 #include "experiments/cmd.h"
 #include "experiments/provenance.h"
 
-#define COMMON_HELP                                                                               \
-    "  --threads T,T     CPU threads per rank, one after the other (default: what the rank may\n" \
-    "                    use)\n"                                                                  \
-    "  --group G         columns that share a scale: 32, 64 (default), 128\n"                     \
-    "  --levels KIND     tied (default) or free\n"                                                \
-    "  --rounds R        how often everything is repeated, in turn\n"                             \
-    "  --probe MB        bytes that the bandwidth probe reads, and twice those of the copies of " \
-    "a\n"                                                                                         \
-    "                    matrix (default: 8 times the last-level cache, 64 to 1024)\n"            \
-    "  --backend NAME    cpu (default), cpu_ref (slow, exact), cuda\n"                            \
-    "  --isa NAME        auto (default), avx512, avx2, scalar: the cpu backend's instructions\n"  \
-    "  --share           ask for a larger share of a busy machine (root; says what came of it)\n" \
+#define COMMON_HELP                                                                                \
+    "  --threads T,T     CPU threads per rank, one after the other (default: what the rank may\n"  \
+    "                    use)\n"                                                                   \
+    "  --group G         columns that share a scale: 32, 64 (default), 128\n"                      \
+    "  --levels KIND     tied (default) or free\n"                                                 \
+    "  --rounds R        how often everything is repeated, in turn (ops 7, decode 5, prefill 3,\n" \
+    "                    switch 25)\n"                                                             \
+    "  --probe MB        what the bandwidth probe reads (default: 8 times the last-level cache,\n" \
+    "                    64 to 1024); the copies of a matrix (ops) take half of it\n"              \
+    "  --backend NAME    cpu (default), cpu_ref (slow, exact), cuda\n"                             \
+    "  --isa NAME        auto (default), avx512, avx2, scalar: the cpu backend's instructions\n"   \
+    "  --share           ask for a larger share of a busy machine (root; says what came of it)\n"  \
     "  --json            one object: what was asked, the machine, and rows of numbers\n"
 #define SHAPE_HELP                                                                       \
     "  --shape NAME      mobilellama-1.4b (default), vicuna-7b, phi-1.5, stablelm-3b,\n" \
@@ -95,7 +95,7 @@ static const char prefill_usage[] =
 static const char switch_usage[] =
     "usage: pmpd bench switch [--shape NAME] [--from 4] [--to 2] [--threads 1,2]\n"
     "Two steps at one level, then a change: the first step at the new level against the median of\n"
-    "the four that follow, over many repetitions (--rounds, default 25).\n" SHAPE_HELP
+    "the four that follow, over many repetitions.\n" SHAPE_HELP
     "  --from B          bits before (default 4)\n"
     "  --to B,B          bits after (default 2)\n"
     "  --context N       tokens in every slot (default 128)\n"
@@ -332,11 +332,12 @@ static enum status run(struct env *env, const struct word *w, const struct args 
     TRY(env_default_threads(env, &n_threads));
     TRY(env_agree(env, parse_options(&o, w, t, n_threads ? n_threads : omp_get_max_threads())));
     double load = look_around(env);
-    if (t->share) {
-        machine_raise_share(share);
-    }
+    int before = t->share ? machine_raise_share(share) : 0;
     json_t *root = describe(w, env, &a->settings, load, share);
     enum status st = w->run(env, &o, root);
+    if (t->share) {
+        machine_lower_share(before);
+    }
     if (st == ST_OK && env->rank == 0) {
         if (a->json) {
             json_dumpf(root, stdout, JSON_REAL_PRECISION(12));

@@ -87,12 +87,22 @@ double machine_load(void)
     return getloadavg(&load, 1) == 1 ? load : -1;
 }
 
-void machine_raise_share(char text[MACHINE_TEXT_BYTES])
+/* The kernel answers when the text is flushed. */
+static bool set_autogroup(int nice)
 {
-    bool own_session = setsid() != (pid_t)-1;
     FILE *f = fopen("/proc/self/autogroup", "w");
-    bool group = f && fprintf(f, "%d", MOST_NICE) > 0;
-    group = f && fclose(f) == 0 && group; /* the kernel answers when the text is flushed */
+    bool good = f && fprintf(f, "%d", nice) > 0;
+    return f && fclose(f) == 0 && good;
+}
+
+int machine_raise_share(char text[MACHINE_TEXT_BYTES])
+{
+    char line[LINE_BYTES];
+    int before = 0;
+    bool own_session = setsid() != (pid_t)-1;
+    bool known = find_line("/proc/self/autogroup", "/autogroup-", line) &&
+                 sscanf(line, "%*d nice %d", &before) == 1;
+    bool group = (own_session || known) && set_autogroup(MOST_NICE);
     bool process = setpriority(PRIO_PROCESS, 0, MOST_NICE) == 0;
     const char *what = own_session ? "a session of its own" : "the session it was started in";
     if (group || process) {
@@ -102,6 +112,14 @@ void machine_raise_share(char text[MACHINE_TEXT_BYTES])
     } else {
         snprintf(text, MACHINE_TEXT_BYTES, "not raised: the system refused nice %d (run as root)",
                  MOST_NICE);
+    }
+    return own_session || !group ? MOST_NICE : before;
+}
+
+void machine_lower_share(int before)
+{
+    if (before != MOST_NICE) {
+        set_autogroup(before);
     }
 }
 

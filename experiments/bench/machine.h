@@ -24,8 +24,11 @@ void machine_forget_highest(void);
 /* Running processes, mean of the last minute; below 0: not known. */
 double machine_load(void);
 /* Asks for the largest share of the CPU: a session of its own where that is allowed, nice -19 for
- * its autogroup (sched(7)) and for the process. text gets what came of it, in one sentence. */
-void machine_raise_share(char text[MACHINE_TEXT_BYTES]);
+ * its autogroup (sched(7)) and for the calling thread and those it starts. text gets what came of
+ * it, in one sentence. Returns what machine_lower_share takes to give others' autogroup back its
+ * share at the end. */
+int machine_raise_share(char text[MACHINE_TEXT_BYTES]);
+void machine_lower_share(int before);
 /* Gives memory that was freed back to the system. */
 void machine_trim(void);
 
