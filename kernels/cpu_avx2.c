@@ -421,6 +421,7 @@ AVX2 static float avx2_dot_nested(const struct nested_row *row, int32_t begin, c
 
 static const struct cpu_isa isa_avx2 = {
     .name = "avx2",
+    .loops = &cpu_loops_avx2,
     .dots = avx2_dots,
     .dot_segments = avx2_dot_segments,
     .dot = avx2_dot,
@@ -442,6 +443,7 @@ const struct cpu_isa *cpu_isa_avx512(void)
 {
     static const struct cpu_isa isa = {
         .name = "avx512",
+        .loops = &cpu_loops_avx512,
         .dots = avx2_dots,
         .dot_segments = avx2_dot_segments,
         .dot = avx2_dot,

@@ -175,6 +175,7 @@ static float scalar_dot_nested(const struct nested_row *row, int32_t begin, cons
 
 const struct cpu_isa cpu_isa_scalar = {
     .name = "scalar",
+    .loops = &cpu_loops_scalar,
     .dots = scalar_dots,
     .dot_segments = scalar_dot_segments,
     .dot = scalar_dot,
