@@ -66,7 +66,7 @@ struct cpu_loops {
     /* to = silu(gate) * up, and to = gelu(from) in its tanh form; to may be an input */
     void (*silu_gate)(float *to, const float *gate, const float *up, size_t n);
     void (*gelu_tanh)(float *to, const float *from, size_t n);
-    /* exp, at most 2 ulp */
+    /* exp, at most 1.5 ulp */
     void (*exp)(float *to, const float *from, size_t n);
     /* sampler_part_stats of n <= CPU_LOGIT_BLOCK logits. Maxima, ids, target and pick are equal to
      * its, sums differ by rounding. */
