@@ -383,6 +383,7 @@ AVX2 static void avx2_decode(float *out, const struct nested_row *row, int32_t b
 
 static const struct cpu_isa isa_avx2 = {
     .name = "avx2",
+    .loops = &cpu_loops_avx2,
     .dots = avx2_dots,
     .dot_segments = avx2_dot_segments,
     .dot = avx2_dot,
@@ -404,6 +405,7 @@ const struct cpu_isa *cpu_isa_avx512(void)
 {
     static const struct cpu_isa isa = {
         .name = "avx512",
+        .loops = &cpu_loops_avx512,
         .dots = avx2_dots,
         .dot_segments = avx2_dot_segments,
         .dot = avx2_dot,

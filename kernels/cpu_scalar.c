@@ -156,6 +156,7 @@ static void scalar_decode(float *out, const struct nested_row *row, int32_t begi
 
 const struct cpu_isa cpu_isa_scalar = {
     .name = "scalar",
+    .loops = &cpu_loops_scalar,
     .dots = scalar_dots,
     .dot_segments = scalar_dot_segments,
     .dot = scalar_dot,

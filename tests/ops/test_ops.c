@@ -33,6 +33,7 @@ static struct {
 enum { CPU_PERCENT = 2 }; /* 2 %: NMSE 4e-4 */
 
 struct backend ref, dut;
+const char *dut_name = "cpu";
 static bool quick; /* fewer shapes, for tools that slow the device down */
 struct rig_rng rng = {RIG_SEED};
 
@@ -544,7 +545,8 @@ static void test_nested_by_hand(void)
 
 int main(int argc, char **argv)
 {
-    const char *name = argc >= 3 && strcmp(argv[1], "--backend") == 0 ? argv[2] : "cpu";
+    const char *name = argc >= 3 && strcmp(argv[1], "--backend") == 0 ? argv[2] : dut_name;
+    dut_name = name;
     quick = argc == 4 && strcmp(argv[3], "--quick") == 0;
     rig_register();
     kernels_register_all(); /* a second time does nothing */
