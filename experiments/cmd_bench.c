@@ -107,14 +107,14 @@ static const struct word {
     const char *name, *title, *usage; /* title: argv[0] of messages */
     enum status (*run)(struct env *env, const struct bench_options *o, json_t *root);
     const struct column *columns;
-    const char *bits, *tokens; /* defaults */
+    const char *bits, *tokens; /* defaults, of those that take them */
     int rounds;
 } words[] = {
     {"ops", "bench ops", ops_usage, bench_ops, bench_ops_columns, "2,3,4", "1,2,4,8", 7},
     {"decode", "bench decode", decode_usage, bench_decode, bench_decode_columns, "2,3,4", "1", 5},
     {"prefill", "bench prefill", prefill_usage, bench_prefill, bench_prefill_columns, "2,3,4",
      "128", 3},
-    {"switch", "bench switch", switch_usage, bench_switch, bench_switch_columns, "2,4", "1", 25},
+    {"switch", "bench switch", switch_usage, bench_switch, bench_switch_columns, "4", "1", 25},
 };
 enum { N_WORDS = sizeof words / sizeof *words };
 
@@ -310,6 +310,20 @@ static const struct word *find(const char *name)
     return NULL;
 }
 
+/* An option that the word's help does not list would do nothing. */
+static enum status check_known(const struct word *w, const struct arg_option *options)
+{
+    for (const struct arg_option *o = options; o->name; o++) {
+        char line[32];
+        snprintf(line, sizeof line, "\n  --%s ", o->name);
+        if ((o->text ? *o->text != NULL : *o->flag) && !strstr(w->usage, line)) {
+            FAIL(ST_USER, "%s takes no --%s (pmpd %s --help lists what it takes)", w->title,
+                 o->name, w->title);
+        }
+    }
+    return ST_OK;
+}
+
 /* Others at work make every number lower: said before, not after. */
 static double look_around(const struct env *env)
 {
@@ -394,5 +408,6 @@ enum status cmd_bench(struct env *env, int argc, char **argv)
         fputs(env->rank == 0 ? w->usage : "", stdout);
         return ST_OK;
     }
+    TRY(check_known(w, own));
     return run(env, w, &a, &t);
 }

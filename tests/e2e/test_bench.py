@@ -143,6 +143,7 @@ class Bench(Case):
                            (("decode", "--shape", "vicuna-7b", "--slots", "256", "--context", "1000000"), "GB are free"),
                            (("ops", "--shape", "tiny", "--rows", "3"), "exclude"),
                            (("ops", "--shape-list", "3x"), "ROWSxCOLS"),
+                           (("switch", "--bits", "3"), "takes no --bits"),
                            (("sing",), "expected ops")):
             done = pmpd("bench", *args, ok=False)
             self.assertEqual(done.returncode, 2, args)
