@@ -67,18 +67,20 @@ static const char ops_usage[] =
 
 static const char decode_usage[] =
     "usage: pmpd bench decode [--shape NAME] [--bits 2,3,4] [--context N] [--threads 1,2]\n"
-    "Decode steps with N tokens in the KV cache (made up, not prefilled), the levels in turn. "
+    "Decode steps with N tokens in the KV cache (made up, not prefilled); levels, contexts\n"
+    "and slots in turn. "
     "Under\n"
     "mpirun all ranks share the model as one replica. Bytes of a step: planes, scales, head, K, "
     "V.\n" SHAPE_HELP "  --bits B,B        levels, head included (default 2,3,4)\n"
-    "  --context N       tokens in every slot before a block of steps (default 128)\n"
-    "  --slots S         sequences that decode together (default 1)\n"
+    "  --context N,N     tokens in every slot before a block of steps (default 128)\n"
+    "  --slots S,S       sequences that decode together (default 1)\n"
     "  --steps K         steps of a block, between two probes (default 16)\n"
     "  --temperature T   sample; default 0: greedy\n"
     "  --profile         where a step's time goes, by operation and matrix\n" COMMON_HELP
     "Examples:\n"
     "  pmpd bench decode --bits 2,3,4 --threads 1,2\n"
     "  pmpd bench decode --shape vicuna-7b --bits 4 --context 512 --threads 2 --profile\n"
+    "  pmpd bench decode --bits 4 --slots 1,8 --threads 2\n"
     "  mpirun -n 2 pmpd bench decode --threads 1     (hold it against --threads 2 without "
     "mpirun)\n";
 
@@ -219,8 +221,8 @@ static enum status parse_options(struct bench_options *o, const struct word *w,
     TRY(parse_list(&o->tokens, "--tokens", t->tokens ? t->tokens : w->tokens, 1, CONTEXT_MAX));
     TRY(parse_list(&o->to, "--to", t->to ? t->to : "2", 1, BITS_MAX));
     TRY(parse_number(&o->from, "--from", t->from, 4, 1, BITS_MAX));
-    TRY(parse_number(&o->context, "--context", t->context, 128, 0, CONTEXT_MAX));
-    TRY(parse_number(&o->slots, "--slots", t->slots, 1, 1, SLOTS_MAX));
+    TRY(parse_list(&o->context, "--context", t->context ? t->context : "128", 0, CONTEXT_MAX));
+    TRY(parse_list(&o->slots, "--slots", t->slots ? t->slots : "1", 1, SLOTS_MAX));
     TRY(parse_number(&o->steps, "--steps", t->steps, 16, 1, STEPS_MAX));
     TRY(parse_number(&o->rounds, "--rounds", t->rounds, w->rounds, 1, STEPS_MAX));
     TRY(parse_number(&o->chunk, "--chunk", t->chunk, s->decode.prefill_chunk, 1, CONTEXT_MAX));
@@ -243,6 +245,9 @@ static enum status parse_options(struct bench_options *o, const struct word *w,
             FAIL(ST_USER, "--temperature: expected a number from 0 to 100, found \"%s\"",
                  t->temperature);
         }
+    }
+    if (w->run == bench_switch && (o->context.n > 1 || o->slots.n > 1)) {
+        FAIL(ST_USER, "%s takes one --context and one --slots", w->title);
     }
     if (w->run == bench_ops) {
         return parse_matrices(o, t);

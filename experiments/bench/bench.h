@@ -21,10 +21,10 @@ struct bench_options {
     const struct settings *settings; /* backend, isa, KV format, segments */
     const char *shape;               /* a name or a folder; NULL: none */
     struct bench_list bits, threads, tokens;
-    struct bench_list rows, cols; /* ops: (n) each, when shape is NULL */
-    struct bench_list to;         /* switch */
-    int32_t from;
-    int32_t context, slots, steps, rounds, group, chunk;
+    struct bench_list rows, cols;     /* ops: (n) each, when shape is NULL */
+    struct bench_list context, slots; /* switch: the first of each */
+    struct bench_list to;             /* switch */
+    int32_t from, steps, rounds, group, chunk;
     size_t probe_bytes; /* of a node's probe buffers; copies of a matrix take half */
     bool free_levels, profile;
     double temperature;

@@ -123,14 +123,11 @@ done:
 
 enum status bench_prefill(struct env *env, const struct bench_options *o, json_t *root)
 {
-    int32_t longest = 1;
-    for (int i = 0; i < o->tokens.n; i++) {
-        longest = o->tokens.value[i] > longest ? o->tokens.value[i] : longest;
-    }
+    int32_t longest = rig_most(&o->tokens);
     for (int i = 0; i < o->threads.n; i++) {
         struct rig rig;
         struct rig_needs needs = {.max_tok = longest,
-                                  .n_slots = 1,
+                                  .slots = {.n = 1, .value = {1}},
                                   .chunk = o->chunk,
                                   .bits = rig_bits(&o->bits),
                                   .n_threads = o->threads.value[i]};

@@ -6,18 +6,16 @@
 #include "core/log.h"
 #include "core/mem.h"
 
-enum { MOST_ENTRIES = 64 };
-
 struct account {
     int n;
-    struct profile_entry entry[MOST_ENTRIES];
+    struct profile_entry entry[PROFILE_MOST_ENTRIES];
 };
 
 struct profile {
     struct backend inner;   /* owned */
     struct backend_ops ops; /* ours, under the inner backend's name */
-    int keep;               /* account; negative: none */
-    struct account account[BITS_ALL];
+    int keep;               /* number of the account; negative: none */
+    struct account account[PROFILE_ACCOUNTS];
 };
 
 static struct profile *profile_of(const struct backend *be)
@@ -39,7 +37,7 @@ static void count(struct profile *p, struct profile_entry what, double seconds)
         e++;
     }
     if (e == end) {
-        INVARIANT(a->n < MOST_ENTRIES);
+        INVARIANT(a->n < PROFILE_MOST_ENTRIES);
         *e = what;
         e->bytes = 0;
         a->n++;
@@ -291,7 +289,7 @@ enum status profile_wrap(struct backend *be)
 
 void profile_keep(struct backend *be, int account)
 {
-    INVARIANT(account < BITS_ALL);
+    INVARIANT(account < PROFILE_ACCOUNTS);
     if (be->ops->open == pass_open) {
         profile_of(be)->keep = account;
     }
@@ -299,10 +297,7 @@ void profile_keep(struct backend *be, int account)
 
 const struct profile_entry *profile_entries(const struct backend *be, int account, int *n)
 {
-    if (be->ops->open != pass_open) {
-        *n = 0;
-        return NULL;
-    }
+    INVARIANT(be->ops->open == pass_open);
     const struct account *a = &profile_of(be)->account[account];
     *n = a->n;
     return a->entry;

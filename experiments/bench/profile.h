@@ -20,14 +20,16 @@ struct profile_entry {
     double seconds;
 };
 
+enum { PROFILE_ACCOUNTS = 64, PROFILE_MOST_ENTRIES = 64 };
+
 struct profile;
 
 /* Makes *be a profile of what it was; backend_close gives both back. Nothing is kept until
  * profile_keep. Errors: ST_NOMEM. */
 MUST_CHECK enum status profile_wrap(struct backend *be);
-/* From now on calls count for account 0..BITS_MAX (bits of a level); negative: for none. */
+/* From now on calls count for account 0..PROFILE_ACCOUNTS - 1; negative: for none. */
 void profile_keep(struct backend *be, int account);
-/* Entries of an account in order of their first call; *n of them. NULL when be is no profile. */
+/* Entries of an account in order of their first call; *n of them. INVARIANT: be is a profile. */
 const struct profile_entry *profile_entries(const struct backend *be, int account, int *n);
 
 #endif

@@ -24,6 +24,15 @@ uint32_t rig_bits(const struct bench_list *bits)
     return mask;
 }
 
+int32_t rig_most(const struct bench_list *list)
+{
+    int32_t most = list->value[0];
+    for (int i = 1; i < list->n; i++) {
+        most = list->value[i] > most ? list->value[i] : most;
+    }
+    return most;
+}
+
 /* Ranks that share this node's memory. */
 static enum status count_local(struct env *env, int *n)
 {
@@ -56,11 +65,16 @@ enum status rig_open_backend(struct rig *rig, struct env *env, const struct benc
 
 /* ---- a model ---- */
 
+/* Of all decoders. */
 static size_t kv_bytes(const struct rig *rig)
 {
     const struct model_config *c = &rig->config;
-    return 2 * (size_t)c->n_layers * (size_t)rig->n_slots * (size_t)c->n_kv_heads *
-           ((size_t)rig->max_tok + 1) * (size_t)c->head_dim * dtype_bytes(rig->kv_dtype);
+    size_t n_slots = 0;
+    for (int i = 0; i < rig->slots.n; i++) {
+        n_slots += (size_t)rig->slots.value[i];
+    }
+    return 2 * (size_t)c->n_layers * n_slots * (size_t)c->n_kv_heads * ((size_t)rig->max_tok + 1) *
+           (size_t)c->head_dim * dtype_bytes(rig->kv_dtype);
 }
 
 static enum status check_memory(const struct rig *rig, const struct bench_options *o, uint32_t bits)
@@ -70,7 +84,7 @@ static enum status check_memory(const struct rig *rig, const struct bench_option
     enum level_kind kind = o->free_levels ? LEVEL_FREE : LEVEL_TIED;
     random_model_estimate(&b, &making, &rig->config, kind, bits);
     size_t probe = o->probe_bytes / n, logits = (size_t)rig->config.vocab * 4;
-    logits *= (size_t)(o->chunk > rig->n_slots ? o->chunk : rig->n_slots);
+    logits *= (size_t)(o->chunk > rig_most(&rig->slots) ? o->chunk : rig_most(&rig->slots));
     size_t whole = b.planes + b.levels + kv_bytes(rig); /* shared among ranks */
     whole = whole / (size_t)rig->env->size * n;
     size_t each = b.embed + (making + b.embed > probe ? making + b.embed : probe) + logits;
@@ -97,7 +111,7 @@ static enum status describe_model(struct rig *rig, const struct bench_options *o
     random_model_nest(c, o->group, needs->bits);
     c->context = needs->max_tok > c->context ? needs->max_tok : c->context;
     rig->max_tok = needs->max_tok;
-    rig->n_slots = needs->n_slots;
+    rig->slots = needs->slots;
     rig->kv_dtype = strcmp(s->kv.format, "f32") == 0 ? DT_F32 : DT_F16;
     struct shard_options so = {.size = rig->env->size,
                                .reproducible = s->parallel.reproducible,
@@ -123,13 +137,24 @@ static enum status make_model(struct rig *rig, const struct bench_options *o,
                               const struct rig_needs *needs)
 {
     enum level_kind kind = o->free_levels ? LEVEL_FREE : LEVEL_TIED;
-    struct decoder_options d = {.n_slots = needs->n_slots,
-                                .max_tok = needs->max_tok,
-                                .prefill_chunk = needs->chunk,
-                                .kv_dtype = rig->kv_dtype};
     TRY(random_model_load(&rig->weights, &rig->be, &rig->config, &rig->shard, kind, needs->bits));
     TRY(make_levels(rig, needs->bits));
-    return decoder_create(&rig->dec, &rig->be, &rig->coll, &rig->weights, &rig->levels, &d);
+    for (int i = 0; i < needs->slots.n; i++) {
+        struct decoder_options d = {.n_slots = needs->slots.value[i],
+                                    .max_tok = needs->max_tok,
+                                    .prefill_chunk = needs->chunk,
+                                    .kv_dtype = rig->kv_dtype};
+        TRY(decoder_create(&rig->decs[i], &rig->be, &rig->coll, &rig->weights, &rig->levels, &d));
+    }
+    rig_use(rig, 0);
+    return ST_OK;
+}
+
+void rig_use(struct rig *rig, int i)
+{
+    INVARIANT(i < rig->slots.n);
+    rig->dec = rig->decs[i];
+    rig->n_slots = rig->slots.value[i];
 }
 
 enum status rig_open(struct rig *rig, struct env *env, const struct bench_options *o,
@@ -145,7 +170,9 @@ enum status rig_open(struct rig *rig, struct env *env, const struct bench_option
 void rig_close(struct rig *rig)
 {
     bandwidth_close(&rig->bw);
-    decoder_destroy(&rig->dec);
+    for (int i = 0; i < rig->slots.n; i++) {
+        decoder_destroy(&rig->decs[i]);
+    }
     weights_free(&rig->weights);
     level_table_release(&rig->levels);
     collective_close(&rig->coll);

@@ -19,10 +19,12 @@ struct rig {
     struct model_shard shard;
     struct level_table levels;
     struct weights weights;
-    struct decoder *dec;
+    struct decoder *decs[BENCH_LIST]; /* (slots.n) one for each number of slots */
+    struct decoder *dec;              /* the one in use: rig_use */
     struct bandwidth bw;
     int32_t level[BITS_ALL]; /* id of "b bits everywhere"; of the bits asked for */
-    int32_t max_tok, n_slots;
+    struct bench_list slots;
+    int32_t max_tok, n_slots; /* n_slots: of dec */
     enum dtype kv_dtype;
     int n_threads, local_rank, n_local;
     size_t probe_bytes;
@@ -30,7 +32,8 @@ struct rig {
 
 /* What differs between the benchmarks. */
 struct rig_needs {
-    int32_t max_tok, n_slots, chunk;
+    struct bench_list slots;
+    int32_t max_tok, chunk;
     uint32_t bits; /* mask */
     int n_threads;
     bool profile;
@@ -50,9 +53,12 @@ void rig_close(struct rig *rig);
 
 /* GB/s of the machine now, a few tenths of a second. Collective. */
 MUST_CHECK enum status rig_probe(struct rig *rig, double *gb_s);
-/* Mask of a list of bits. */
+/* Takes the decoder of the ith number of slots; the first is in use at first. */
+void rig_use(struct rig *rig, int i);
+/* Mask of a list of bits, and the largest of a list. */
 uint32_t rig_bits(const struct bench_list *bits);
-/* Makes every slot n_tok tokens long. */
+int32_t rig_most(const struct bench_list *list);
+/* Makes every slot of the decoder in use n_tok tokens long. */
 MUST_CHECK enum status rig_fill(struct rig *rig, int32_t n_tok);
 
 /* One decode step of all slots at b bits, and how long it took. What tokens[] holds goes in; it is

@@ -53,7 +53,7 @@ static enum status run_once(struct rig *rig, const struct bench_options *o, int 
 {
     struct pass_record pass;
     double old[OLD_STEPS], first, steady[STEADY_STEPS];
-    TRY(rig_fill(rig, o->context));
+    TRY(rig_fill(rig, o->context.value[0]));
     for (int i = 0; i < OLD_STEPS; i++) {
         TRY(rig_step(rig, o->from, o->temperature, tokens, &old[i], &pass));
     }
@@ -77,9 +77,9 @@ static enum status add_row(const struct rig *rig, const struct bench_options *o,
         root, "rows",
         json_pack("{s:s, s:i, s:i, s:i, s:i, s:i, s:i, s:s, s:i, s:f, s:f, s:f, s:f, s:f, s:f}",
                   "shape", o->shape, "from", (int)o->from, "to", to, "threads", rig->n_threads,
-                  "ranks", rig->env->size, "context", (int)o->context, "slots", (int)rig->n_slots,
-                  "isa", rig->be.ops->arithmetic(&rig->be), "repetitions", (int)o->rounds,
-                  "from_ms", 1e3 * samples_spread(&t->old).median, "first_ms",
+                  "ranks", rig->env->size, "context", (int)o->context.value[0], "slots",
+                  (int)rig->n_slots, "isa", rig->be.ops->arithmetic(&rig->be), "repetitions",
+                  (int)o->rounds, "from_ms", 1e3 * samples_spread(&t->old).median, "first_ms",
                   1e3 * samples_spread(&t->first).median, "steady_ms",
                   1e3 * samples_spread(&t->steady).median, "ratio", ratio.median, "ratio_min",
                   ratio.min, "ratio_max", ratio.max));
@@ -125,8 +125,8 @@ enum status bench_switch(struct env *env, const struct bench_options *o, json_t 
 {
     for (int i = 0; i < o->threads.n; i++) {
         struct rig rig;
-        struct rig_needs needs = {.max_tok = o->context + OLD_STEPS + 1 + STEADY_STEPS,
-                                  .n_slots = o->slots,
+        struct rig_needs needs = {.max_tok = o->context.value[0] + OLD_STEPS + 1 + STEADY_STEPS,
+                                  .slots = {.n = 1, .value = {o->slots.value[0]}},
                                   .chunk = 1,
                                   .bits = rig_bits(&o->to) | 1u << o->from,
                                   .n_threads = o->threads.value[i]};

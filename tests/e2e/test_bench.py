@@ -51,17 +51,19 @@ class Bench(Case):
         self.check_finite(out)
 
     def test_decode(self):
-        out = bench("decode", "--shape", "tiny", "--bits", "2,4", "--context", "16", "--slots", "2",
+        out = bench("decode", "--shape", "tiny", "--bits", "2,4", "--context", "16,40", "--slots", "2,1",
                      "--steps", "5", "--rounds", "2", "--threads", "1,2", "--profile", "--isa", "scalar")
-        self.assertEqual([(r["threads"], r["bits"]) for r in out["rows"]], [(1, 2), (1, 4), (2, 2), (2, 4)])
+        names = ("threads", "context", "slots", "bits")
+        self.assertEqual([tuple(r[n] for n in names) for r in out["rows"]],
+                         [(t, c, s, b) for t in (1, 2) for c in (16, 40) for s in (2, 1) for b in (2, 4)])
         for row in out["rows"]:
             self.check_decode_row(row, out)
             self.assertEqual(row["weight_bytes"], weight_bytes(row["bits"], 64))
-            self.assertEqual(row["kv_bytes"], kv_bytes(16, 5, 2, 2))
+            self.assertEqual(row["kv_bytes"], kv_bytes(row["context"], 5, row["slots"], 2))
             self.assertEqual(row["steps"], 10)
             self.assertEqual(row["isa"], "scalar")
-            mine = [p for p in out["profile"] if (p["threads"], p["bits"]) == (row["threads"], row["bits"])]
-            total, = (p for p in out["profile_sum"] if (p["threads"], p["bits"]) == (row["threads"], row["bits"]))
+            mine, (total,) = ([p for p in out[key] if all(p[n] == row[n] for n in names)]
+                              for key in ("profile", "profile_sum"))
             shares = sum(p["share"] for p in mine) + total["comm_share"]
             self.assertAlmostEqual(shares, 100, delta=0.01)
             self.assertAlmostEqual(sum(p["us"] for p in mine), total["step_us"] * (1 - total["comm_share"] / 100),
@@ -81,6 +83,7 @@ class Bench(Case):
             self.assertAlmostEqual(row["planes_mb"], 1e-6 * planes(4), places=6)
             self.assertAlmostEqual(row["levels_mb"], 1e-6 * (weight_bytes(4, 64) - planes(4) + weight_bytes(2, 64)
                                                              - planes(2)), places=6)
+            self.assertAlmostEqual(row["kv_mb"], 3e-6 * (40 + 5 + 1 + 1) * 2 * LAYERS * KV * DIM * 2, places=6)
             self.assertGreater(row["resident_mb"], row["planes_mb"])
 
     def test_ranks_and_levels(self):

@@ -4,6 +4,7 @@
  */
 #include "tests/check.h"
 
+#include "core/kvcache.h"
 #include "core/mem.h"
 #include "dist/shard.h"
 #include "experiments/bench/bench.h"
@@ -143,6 +144,39 @@ static void test_model(void)
     backend_close(&be);
 }
 
+/* Rows that a slot has stay when it is made shorter and longer; others' are not touched. */
+static void test_fill(void)
+{
+    struct backend be;
+    struct model_config c;
+    struct model_shard shard;
+    struct kvcache kv;
+    enum { ROWS = 6, DIM = 64 };
+    CHECK_OK(backend_open(&be, "cpu_ref", &(struct backend_options){0}));
+    CHECK_OK(shape_get(&c, "tiny"));
+    CHECK_OK(shard_model(&shard, &c, 32, &(struct shard_options){.size = 1}, 0));
+    CHECK_OK(kvcache_create(&kv, &be, &c, &shard, 2, ROWS - 1, 1, DT_F32));
+    CHECK_OK(kvcache_fill(&kv, 1, 3, 9));
+    CHECK(kv.n_filled[0] == 0 && kv.n_filled[1] == 3);
+    const float *v = kv.layers[1].v.data; /* (2 slots, 2 heads, ROWS, DIM) */
+    const float *mine = v + (size_t)3 * ROWS * DIM;
+    int bad = 0;
+    for (size_t i = 0; i < (size_t)4 * ROWS * DIM; i++) {
+        size_t slot = i / (2 * ROWS * DIM), row = i / DIM % ROWS;
+        bool filled = slot == 1 && row < 3;
+        bad += filled ? !(v[i] != 0 && fabsf(v[i]) <= 1) : v[i] != 0;
+    }
+    CHECK(bad == 0);
+    float first = mine[0], last = mine[3 * DIM - 1];
+    CHECK_OK(kvcache_fill(&kv, 1, 1, 8));
+    CHECK(kv.n_filled[1] == 1);
+    CHECK_OK(kvcache_fill(&kv, 1, ROWS - 1, 8));
+    CHECK(mine[0] == first && mine[3 * DIM - 1] != last && mine[(ROWS - 1) * DIM - 1] != 0);
+    CHECK_STATUS(kvcache_fill(&kv, 0, ROWS, 1), ST_SHAPE, "expected 0 to 5");
+    kvcache_free(&kv);
+    backend_close(&be);
+}
+
 int main(void)
 {
     test_statistics();
@@ -150,5 +184,6 @@ int main(void)
     check_weights(LEVEL_TIED, 96, 256, 64);
     check_weights(LEVEL_FREE, 96, 250, 32);
     test_model();
+    test_fill();
     return check_report();
 }
