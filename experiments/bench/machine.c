@@ -99,7 +99,7 @@ int machine_raise_share(char text[MACHINE_TEXT_BYTES])
 {
     char line[LINE_BYTES];
     int before = 0;
-    bool own_session = setsid() != (pid_t)-1;
+    bool own_session = setsid() != (pid_t)-1 || getsid(0) == getpid();
     bool known = find_line("/proc/self/autogroup", "/autogroup-", line) &&
                  sscanf(line, "%*d nice %d", &before) == 1;
     bool group = (own_session || known) && set_autogroup(MOST_NICE);
