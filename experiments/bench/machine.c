@@ -39,10 +39,23 @@ void machine_cpu(char text[MACHINE_TEXT_BYTES])
     snprintf(text, MACHINE_TEXT_BYTES, "%.*s", MACHINE_TEXT_BYTES - 1, found ? line : "unknown");
 }
 
+/* The cache that this CPU's misses leave: sysconf adds up those of all the dies of some processors.
+ */
 size_t machine_cache_bytes(void)
 {
-    long l3 = sysconf(_SC_LEVEL3_CACHE_SIZE), l2 = sysconf(_SC_LEVEL2_CACHE_SIZE);
-    return l3 > 0 ? (size_t)l3 : l2 > 0 ? (size_t)l2 : USUAL_CACHE;
+    size_t bytes = 0;
+    for (int i = 0, best = 0; i < 10; i++) {
+        char path[96], line[LINE_BYTES];
+        snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu0/cache/index%d/level", i);
+        int level = find_line(path, "", line) ? atoi(line) : 0;
+        snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu0/cache/index%d/size", i);
+        if (level > best && find_line(path, "", line)) {
+            best = level;
+            bytes = (size_t)strtoull(line, NULL, 10) * 1024; /* "32768K" */
+        }
+    }
+    long l3 = sysconf(_SC_LEVEL3_CACHE_SIZE);
+    return bytes > 0 ? bytes : l3 > 0 ? (size_t)l3 : USUAL_CACHE;
 }
 
 static size_t kilobytes(const char *path, const char *key)
