@@ -352,14 +352,14 @@ AVX2_INLINE void decode_any(float *out, const struct nested_row *row, enum level
     case bits:                                        \
         decode_any(out, row, kind, (bits), begin, n); \
         return;
-#define DECODE_BITS(kind)                                        \
-    switch (row->bits) {                                         \
-        DECODE(kind, 1)                                          \
-        DECODE(kind, 2)                                          \
-        DECODE(kind, 3) DECODE(kind, 4) default                  \
-            : INVARIANT(row->bits > 4 && row->bits <= BITS_MAX); \
-        decode_any(out, row, kind, row->bits, begin, n);         \
-        return;                                                  \
+#define DECODE_BITS(kind)                                                            \
+    switch (row->bits) {                                                             \
+        DECODE(kind, 1)                                                              \
+        DECODE(kind, 2)                                                              \
+        DECODE(kind, 3)                                                              \
+        DECODE(kind, 4) default : INVARIANT(row->bits > 4 && row->bits <= BITS_MAX); \
+        decode_any(out, row, kind, row->bits, begin, n);                             \
+        return;                                                                      \
     }
 
 AVX2 static void avx2_decode(float *out, const struct nested_row *row, int32_t begin, int32_t n)

@@ -110,8 +110,8 @@ AVX512_INLINE void look_up_any(float *sum, const struct nested_tile *tile,
     switch (tile->bits) {                                                                    \
         LOOK_UP(kind, 1)                                                                     \
         LOOK_UP(kind, 2)                                                                     \
-        LOOK_UP(kind, 3) LOOK_UP(kind, 4) LOOK_UP(kind, 5) LOOK_UP(kind, 6) LOOK_UP(kind, 7) \
-            LOOK_UP(kind, 8)                                                                 \
+        LOOK_UP(kind, 3)                                                                     \
+        LOOK_UP(kind, 4) LOOK_UP(kind, 5) LOOK_UP(kind, 6) LOOK_UP(kind, 7) LOOK_UP(kind, 8) \
     }
 
 AVX512 static void avx512_look_up(float *sum, const struct nested_tile *tile,
