@@ -41,6 +41,7 @@ struct decoder {
     float *host_logits;     /* (n_vocab_local), of such a backend */
     size_t *counts;         /* (ranks) */
     float *feature_scratch; /* allocated on first use */
+    char *fork_bounce;      /* the same */
     int32_t last_results;   /* rows of logits of the last pass */
 };
 
@@ -201,6 +202,7 @@ void decoder_destroy(struct decoder **dec)
     mem_free(d->host_parts);
     mem_free(d->host_logits);
     mem_free(d->feature_scratch);
+    mem_free(d->fork_bounce);
     mem_free(d);
     *dec = NULL;
 }
@@ -213,6 +215,16 @@ int32_t decoder_n_filled(const struct decoder *dec, int32_t slot)
 void decoder_clear_slot(struct decoder *dec, int32_t slot)
 {
     dec->kv.n_filled[slot] = 0;
+}
+
+enum status decoder_fork_slot(struct decoder *dec, int32_t from, int32_t to)
+{
+    if (!dec->fork_bounce && !backend_is_host(dec->be)) {
+        size_t row = (size_t)dec->kv.head_dim * dtype_bytes(dec->kv.dtype), bytes = 0;
+        TRY(mem_mul(&bytes, row, (size_t)dec->kv.n_rows));
+        TRY(MEM_NEW(&dec->fork_bounce, bytes));
+    }
+    return kvcache_fork(&dec->kv, from, to, dec->fork_bounce);
 }
 
 /* ---- one pass ---- */

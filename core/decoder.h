@@ -42,6 +42,10 @@ void decoder_destroy(struct decoder **dec);
 /* Tokens in a slot's KV cache; forgetting them makes the slot free for another sequence. */
 int32_t decoder_n_filled(const struct decoder *dec, int32_t slot);
 void decoder_clear_slot(struct decoder *dec, int32_t slot);
+/* kvcache_fork: slot `to` goes on from where slot `from` is, which goes on, too. From then on both
+ * give what a slot that had been fed the same tokens at the same levels would give, bit for bit.
+ * Allocates its scratch on first use where the backend's memory is not the host's. */
+MUST_CHECK enum status decoder_fork_slot(struct decoder *dec, int32_t from, int32_t to);
 
 /* One token of a decode pass. want.restricted is the decoder's business. */
 struct decode_token {

@@ -127,3 +127,27 @@ enum status kvcache_features(const struct kvcache *kv, struct collective *coll,
     }
     return ST_OK;
 }
+
+enum status kvcache_fork(struct kvcache *kv, int32_t from, int32_t to, void *bounce)
+{
+    INVARIANT(from >= 0 && from < kv->n_slots && to >= 0 && to < kv->n_slots && from != to);
+    size_t row = (size_t)kv->head_dim * dtype_bytes(kv->dtype), head = (size_t)kv->n_rows * row;
+    size_t bytes = (size_t)kv->n_filled[from] * row;
+    for (int32_t l = 0; l < kv->n_layers; l++) {
+        for (int32_t h = 0; h < 2 * kv->n_kv_local; h++) {
+            const struct tensor *t = h < kv->n_kv_local ? &kv->layers[l].k : &kv->layers[l].v;
+            size_t in_slot = (size_t)(h % kv->n_kv_local) * head;
+            size_t slot = (size_t)kv->n_kv_local * head;
+            const char *src = (const char *)t->data + (size_t)from * slot + in_slot;
+            char *dst = (char *)t->data + (size_t)to * slot + in_slot;
+            if (backend_is_host(kv->be)) {
+                memcpy(dst, src, bytes);
+            } else {
+                TRY(backend_download(kv->be, bounce, src, bytes));
+                TRY(backend_upload(kv->be, dst, bounce, bytes));
+            }
+        }
+    }
+    kv->n_filled[to] = kv->n_filled[from];
+    return ST_OK;
+}

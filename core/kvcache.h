@@ -36,4 +36,9 @@ MUST_CHECK enum status kvcache_features(const struct kvcache *kv, struct collect
                                         const struct model_shard *shard, int32_t n_kv_heads,
                                         int32_t slot, int32_t n_tok, float *out, float *scratch);
 
+/* Slot `to` gets what slot `from` holds, and as many tokens; what it held is gone. bounce: host
+ * memory for one head of a slot, n_rows * head_dim elements (may be NULL where the backend's memory
+ * is the host's). Not collective: each rank copies its own heads. Errors: those of the backend. */
+MUST_CHECK enum status kvcache_fork(struct kvcache *kv, int32_t from, int32_t to, void *bounce);
+
 #endif
