@@ -17,6 +17,7 @@ MUST_CHECK enum status cmd_run(struct env *env, int argc, char **argv);
 MUST_CHECK enum status cmd_generate(struct env *env, int argc, char **argv);
 MUST_CHECK enum status cmd_perplexity(struct env *env, int argc, char **argv);
 MUST_CHECK enum status cmd_tune(struct env *env, int argc, char **argv);
+MUST_CHECK enum status cmd_dataset(struct env *env, int argc, char **argv);
 MUST_CHECK enum status cmd_logits(struct env *env, int argc, char **argv);
 
 #endif
