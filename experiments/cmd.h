@@ -11,6 +11,7 @@
 /* One rank. */
 MUST_CHECK enum status cmd_inspect(int argc, char **argv);
 MUST_CHECK enum status cmd_help_config(int argc, char **argv);
+MUST_CHECK enum status cmd_export(int argc, char **argv);
 /* All ranks of the world together; every rank succeeds or fails. */
 MUST_CHECK enum status cmd_quantize(struct env *env, int argc, char **argv);
 MUST_CHECK enum status cmd_run(struct env *env, int argc, char **argv);
@@ -18,6 +19,7 @@ MUST_CHECK enum status cmd_generate(struct env *env, int argc, char **argv);
 MUST_CHECK enum status cmd_perplexity(struct env *env, int argc, char **argv);
 MUST_CHECK enum status cmd_tune(struct env *env, int argc, char **argv);
 MUST_CHECK enum status cmd_dataset(struct env *env, int argc, char **argv);
+MUST_CHECK enum status cmd_train(struct env *env, int argc, char **argv);
 MUST_CHECK enum status cmd_logits(struct env *env, int argc, char **argv);
 
 #endif

@@ -26,6 +26,8 @@ static const struct subcommand subcommands[] = {
     {"perplexity", "how well a model predicts a text, at any bits or plan", NULL, cmd_perplexity},
     {"tune", "find a precision: the lowest that loses nothing (tune high)", NULL, cmd_tune},
     {"dataset", "training data for learned schedulers (mpirun)", NULL, cmd_dataset},
+    {"train", "a learned scheduler from such data (mpirun)", NULL, cmd_train},
+    {"export", "datasets of many jobs as one", cmd_export, NULL},
     {"logits", "logits of a list of ids as a NumPy file", NULL, cmd_logits},
     {"inspect", "what a model folder, a nested model or a run file holds", cmd_inspect, NULL},
     {"help-config", "every setting with its meaning", cmd_help_config, NULL},

@@ -270,9 +270,19 @@ enum status dataset_merge(struct dataset *into, struct dataset *from, const char
 
 /* ---- samples ---- */
 
-static void add_steps(struct dataset_samples *out, const struct dataset *d,
-                      const struct dataset_row *r)
+/* The first row with the same task. */
+static int32_t task_of(const struct dataset *d, int32_t row)
 {
+    int32_t i = 0;
+    while (strcmp(d->rows[i].task, d->rows[row].task) != 0) {
+        i++;
+    }
+    return i;
+}
+
+static void add_steps(struct dataset_samples *out, const struct dataset *d, int32_t row)
+{
+    const struct dataset_row *r = &d->rows[row];
     struct step_window w;
     int32_t seen = 0;
     step_window_clear(&w);
@@ -287,8 +297,8 @@ static void add_steps(struct dataset_samples *out, const struct dataset *d,
         }
         float *v = out->vectors + (size_t)out->n * STEP_WINDOW_N;
         step_window_vector(&w, step, d->facts.max_new_tokens, v);
-        out->sample[out->n++] =
-            (struct train_sample){v, 1, dataset_accepts(&d->facts, r->scores[i], r->high_score)};
+        out->sample[out->n++] = (struct train_sample){
+            v, 1, dataset_accepts(&d->facts, r->scores[i], r->high_score), task_of(d, row)};
     }
 }
 
@@ -309,9 +319,10 @@ enum status dataset_samples(struct dataset_samples *out, const struct dataset *d
             continue;
         }
         if (kind == CLASSIFIER_STEP) {
-            add_steps(out, d, r);
+            add_steps(out, d, i);
         } else {
-            out->sample[out->n++] = (struct train_sample){r->features, r->n_tok, r->label};
+            out->sample[out->n++] =
+                (struct train_sample){r->features, r->n_tok, r->label, task_of(d, i)};
         }
     }
     return ST_OK;

@@ -20,22 +20,44 @@ static void finish_bins(struct held_out *out)
     }
 }
 
+/* Frequencies of classes among training samples, of one task (or of all). */
+struct prior {
+    int32_t count[CLASSIFIER_MAX_CLASSES], n, usual;
+};
+
+static struct prior prior_of(const struct train_sample *train, int32_t n_train, int32_t n_classes,
+                             const int32_t *task)
+{
+    struct prior p = {0};
+    for (int32_t i = 0; i < n_train; i++) {
+        if (!task || train[i].task == *task) {
+            p.count[train[i].label]++;
+            p.n++;
+        }
+    }
+    for (int32_t k = 0; k < n_classes; k++) {
+        p.usual = p.count[k] > p.count[p.usual] ? k : p.usual;
+    }
+    return p;
+}
+
+static double prior_nll(const struct prior *p, int32_t label, int32_t n_classes)
+{
+    return minus_log((p->count[label] + 1) / (double)(p->n + n_classes));
+}
+
 void held_out_measure(struct held_out *out, const float *probabilities,
                       const struct train_sample *samples, int32_t n, int32_t n_classes,
-                      const int32_t *train_count)
+                      const struct train_sample *train, int32_t n_train)
 {
     *out = (struct held_out){.n = n, .n_classes = n_classes};
-    double n_train = 0;
-    int32_t usual = 0;
-    for (int32_t k = 0; k < n_classes; k++) {
-        n_train += train_count[k];
-        usual = train_count[k] > train_count[usual] ? k : usual;
-    }
+    struct prior all = prior_of(train, n_train, n_classes, NULL);
     for (int32_t i = 0; i < n; i++) {
         const float *p = probabilities + (size_t)i * (size_t)n_classes;
         int32_t label = samples[i].label, guess = classifier_argmax(p, n_classes);
         int b = (int)(p[guess] * HELD_OUT_BINS);
         struct reliability_bin *bin = &out->bins[b >= HELD_OUT_BINS ? HELD_OUT_BINS - 1 : b];
+        struct prior own = prior_of(train, n_train, n_classes, &samples[i].task);
         bin->n++;
         bin->confidence += (double)p[guess];
         bin->accuracy += guess == label;
@@ -44,8 +66,10 @@ void held_out_measure(struct held_out *out, const float *probabilities,
         out->earlier += (double)(guess < label) / n;
         out->later += (double)(guess > label) / n;
         out->nll += minus_log((double)p[label]) / n;
-        out->prior_accuracy += (double)(label == usual) / n;
-        out->prior_nll += minus_log((train_count[label] + 1) / (n_train + n_classes)) / n;
+        out->prior_accuracy += (double)(label == all.usual) / n;
+        out->prior_nll += prior_nll(&all, label, n_classes) / n;
+        out->task_accuracy += (double)(label == own.usual) / n;
+        out->task_nll += prior_nll(&own, label, n_classes) / n;
     }
     finish_bins(out);
 }

@@ -28,6 +28,7 @@ struct train_sample {
     const float *features; /* borrowed; as classifier_evaluate takes them, finite */
     int32_t n_tok;
     int32_t label; /* class */
+    int32_t task;  /* a number that samples of one task share; for held_out.h only */
 };
 
 struct train_options {

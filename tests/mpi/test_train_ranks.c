@@ -29,7 +29,7 @@ static void compare(struct collective *coll)
         for (int j = 0; j < 2 * TOK * D; j++) {
             features[i][j] = (float)gen_normal(&rng);
         }
-        samples[i] = (struct train_sample){features[i], TOK, features[i][TOK * D] > 0};
+        samples[i] = (struct train_sample){features[i], TOK, features[i][TOK * D] > 0, 0};
     }
     struct train_data data = {samples, samples + 30, 30, N - 30};
     struct train_options o = train_options_default();

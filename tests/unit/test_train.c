@@ -78,7 +78,7 @@ static void test_vectors(const char *kind, int32_t n_kv_heads)
     mem_free(from);
     for (int i = 0; i < N_VECTORS; i++) {
         samples[i] =
-            (struct train_sample){features + at, step ? 1 : vector_tok[i], vector_label[i]};
+            (struct train_sample){features + at, step ? 1 : vector_tok[i], vector_label[i], 0};
         at += step ? 7 : 2 * (size_t)(n_kv_heads * vector_tok[i]) * 4;
     }
     from = vector(file, NAME("params"), n);
@@ -162,7 +162,7 @@ static void test_differences(void)
     fill(c.params, c.n_params, &rng, 0.5);
     for (int i = 0; i < N; i++) {
         fill(features[i], 2 * TOK * 4, &rng, 1);
-        samples[i] = (struct train_sample){features[i], TOK - i, i};
+        samples[i] = (struct train_sample){features[i], TOK - i, i, 0};
     }
     float *gradient = NULL, *unused = NULL;
     CHECK_OK(gradient_work_create(&work, &shape, N, TOK));
@@ -209,7 +209,7 @@ static void make_problem(struct problem *p, bool learnable)
                 t = (int32_t)gen_below(&rng, TOK);
         p->features[i][t * D] += 3;
         p->features[i][(TOK + t) * D + 1 + (learnable ? label : 0)] += 2;
-        p->samples[i] = (struct train_sample){p->features[i], TOK, label};
+        p->samples[i] = (struct train_sample){p->features[i], TOK, label, 0};
     }
     p->data = (struct train_data){p->samples, p->samples + N_TRAIN, N_TRAIN, N_VALID};
 }
@@ -252,12 +252,8 @@ static void test_learning(void)
     CHECK_OK(train_run(&again, &p.data, &o, &coll, &second));
     CHECK(memcmp(c.params, again.params, c.n_params * sizeof *c.params) != 0);
     train_history_free(&second);
-    int32_t count[3] = {0};
-    for (int i = 0; i < N_TRAIN; i++) {
-        count[p.samples[i].label]++;
-    }
     CHECK_OK(train_predict(&c, p.data.validation, N_VALID, &coll, probabilities));
-    held_out_measure(&out, probabilities, p.data.validation, N_VALID, 3, count);
+    held_out_measure(&out, probabilities, p.data.validation, N_VALID, 3, p.samples, N_TRAIN);
     CHECK_NEAR(out.accuracy, history.epochs[history.best].validation_accuracy, 1e-6);
     CHECK(out.nll < out.prior_nll && out.accuracy > out.prior_accuracy);
     train_history_free(&history);
@@ -274,10 +270,14 @@ static void test_learning(void)
 static void test_measures(void)
 {
     const float p[] = {0.7f, 0.2f, 0.1f, 0.25f, 0.4f, 0.35f, 0.1f, 0.15f, 0.75f, 0, 0, 1};
-    const struct train_sample samples[] = {{NULL, 1, 0}, {NULL, 1, 2}, {NULL, 1, 0}, {NULL, 1, 2}};
-    const int32_t count[] = {5, 0, 2};
+    const struct train_sample samples[] = {
+        {NULL, 1, 0, 8}, {NULL, 1, 2, 8}, {NULL, 1, 0, 9}, {NULL, 1, 2, 9}};
+    /* five of class 0, two of class 2; of task 8 one and two */
+    const struct train_sample train[] = {{NULL, 1, 0, 9}, {NULL, 1, 0, 9}, {NULL, 1, 0, 9},
+                                         {NULL, 1, 0, 9}, {NULL, 1, 0, 8}, {NULL, 1, 2, 8},
+                                         {NULL, 1, 2, 8}};
     struct held_out out;
-    held_out_measure(&out, p, samples, 4, 3, count);
+    held_out_measure(&out, p, samples, 4, 3, train, 7);
     CHECK_NEAR(out.accuracy, 0.5, 1e-12);
     CHECK_NEAR(out.earlier, 0.25, 1e-12);
     CHECK_NEAR(out.later, 0.25, 1e-12);
@@ -286,6 +286,9 @@ static void test_measures(void)
     CHECK_NEAR(out.nll, -(log(0.7) + log(0.35) + log(0.1) + log(1)) / 4, 1e-6);
     CHECK_NEAR(out.prior_nll, -(2 * log(6 / 10.0) + 2 * log(3 / 10.0)) / 4, 1e-12);
     CHECK_NEAR(out.prior_accuracy, 0.5, 1e-12);
+    CHECK_NEAR(out.task_accuracy, 0.5, 1e-12); /* 8: class 2; 9: class 0 */
+    CHECK_NEAR(out.task_nll, -(log(2 / 6.0) + log(3 / 6.0) + log(5 / 7.0) + log(1 / 7.0)) / 4,
+               1e-12);
     /* bins: 0.4 (wrong), 0.7 (right), 0.75 (wrong), 1 (right) */
     CHECK(out.bins[4].n == 1 && out.bins[7].n == 2 && out.bins[9].n == 1);
     CHECK_NEAR(out.ece, 0.25 * 0.4 + 0.5 * (0.725 - 0.5) + 0, 1e-6);
