@@ -52,6 +52,19 @@ static void test_divergence(void)
     CHECK_NEAR(top_divergence(&top, a, N), 0, 1e-6);
     double part = top_divergence(&top, b, N), whole = whole_divergence(a, b, N);
     CHECK(part > 0.01 && part <= whole + 1e-6);
+    double sa = 0, sb = 0, ta = 0, tb = 0, cells = 0;
+    for (int i = 0; i < N; i++) {
+        sa += exp((double)a[i]);
+        sb += exp((double)b[i]);
+    }
+    for (int i = 0; i < TOP_N; i++) {
+        double x = exp((double)a[top.id[i]]) / sa, y = exp((double)b[top.id[i]]) / sb;
+        cells += x * log(x / y);
+        ta += x;
+        tb += y;
+    }
+    CHECK(ta < 0.999); /* the rest counts */
+    CHECK_NEAR(part, cells + (1 - ta) * log((1 - ta) / (1 - tb)), 1e-5);
     /* a vocabulary that fits: all of it, whatever is added to all logits */
     top_take(&top, a, 20);
     CHECK(top.n == 20);
