@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "core/session.h"
 
+#include <math.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
@@ -25,6 +26,7 @@ struct sequence {
     struct prompt_facts facts; /* of this turn */
     struct plan plan;          /* owned */
     void *state;               /* owned: the policy's, of this turn; NULL when it keeps none */
+    int32_t probe;             /* level at which the next step's token also runs; -1: none */
     double started_s, turn_s, decode_s;
     struct finished_record rec; /* its arrays are owned, sized for the largest prompt */
 };
@@ -41,11 +43,12 @@ struct session {
     int32_t n_passes, max_passes;
     uint32_t next_pass;
     int32_t *chunk;               /* (prefill_chunk) owned */
-    struct decode_token *tokens;  /* (n_slots) owned */
-    struct token_result *results; /* (n_slots) owned */
-    int32_t *message;             /* (2 * plan capacity + 2 * n_slots) owned: broadcasts */
-    bool observes;                /* the policy looks at every step */
-    _Atomic int32_t at;           /* the slot that is worked on by itself */
+    struct decode_token *tokens;  /* (2 * n_slots) owned: with probes */
+    struct token_result *results; /* (2 * n_slots) owned */
+    float *features;    /* owned: K and V features for the policy; NULL when it needs none */
+    int32_t *message;   /* (2 * plan capacity + 2 * n_slots) owned: broadcasts */
+    bool observes;      /* the policy looks at every step */
+    _Atomic int32_t at; /* the slot that is worked on by itself */
 };
 
 /* A record's capacities. */
@@ -107,6 +110,13 @@ static enum status sequence_create(struct sequence *q, const struct limits *l,
     return ST_OK;
 }
 
+/* Heads of the features that the policy sees; 0: it wants none. */
+static int32_t n_feature_heads(const struct session *s)
+{
+    uint32_t needs = s->policy->ops->needs;
+    return needs & SIGNAL_KV_HEADS ? s->config->n_kv_heads : (needs & SIGNAL_KV_FEATURES) != 0;
+}
+
 enum status session_create(struct session **out, struct decoder *dec, struct collective *coll,
                            struct policy *policy, const struct level_table *levels,
                            const struct model_config *config, const struct session_options *options)
@@ -132,8 +142,16 @@ enum status session_create(struct session **out, struct decoder *dec, struct col
     }
     TRY_GOTO(st, MEM_NEW(&s->passes, l.passes), fail);
     TRY_GOTO(st, MEM_NEW(&s->chunk, options->prefill_chunk), fail);
-    TRY_GOTO(st, MEM_NEW(&s->tokens, options->n_slots), fail);
-    TRY_GOTO(st, MEM_NEW(&s->results, options->n_slots), fail);
+    TRY_GOTO(st, MEM_NEW(&s->tokens, 2 * options->n_slots), fail);
+    TRY_GOTO(st, MEM_NEW(&s->results, 2 * options->n_slots), fail);
+    if (n_feature_heads(s) > 0) {
+        size_t n = 0;
+        TRY_GOTO(st,
+                 mem_mul(&n, 2 * (size_t)n_feature_heads(s) * (size_t)config->head_dim,
+                         (size_t)options->max_tok),
+                 fail);
+        TRY_GOTO(st, MEM_NEW(&s->features, n), fail);
+    }
     TRY_GOTO(st, MEM_NEW(&s->message, 2 * (options->max_new_tokens + options->n_slots)), fail);
     *out = s;
     return ST_OK;
@@ -162,6 +180,7 @@ void session_destroy(struct session **session)
     mem_free(s->chunk);
     mem_free(s->tokens);
     mem_free(s->results);
+    mem_free(s->features);
     mem_free(s->message);
     mem_free(s);
     *session = NULL;
@@ -236,6 +255,7 @@ static enum status begin_turn(struct session *s, struct sequence *q, int32_t slo
 {
     q->n_fed = 0;
     q->n_new = 0;
+    q->probe = -1;
     q->turn_s = clock_s();
     plan_clear(&q->plan);
     q->facts = (struct prompt_facts){.ordinal = q->rec.ordinal,
@@ -395,24 +415,54 @@ static enum status blame(struct session *s, enum status st, int32_t slot, int32_
                          q->turn, where, s->levels->level[level].text);
 }
 
-static struct signals signals_of(const struct token_result *r, int32_t step, int32_t level)
+/* What result i of the last pass says. */
+static struct signals signals_of(const struct session *s, const struct token_result *r, int32_t i,
+                                 int32_t step, int32_t level)
 {
-    return (struct signals){.step = step,
-                            .level = level,
-                            .token = r->token,
-                            .logprob = r->logprob,
-                            .entropy = r->entropy,
-                            .margin = r->margin,
-                            .probe_level = -1};
+    struct signals out = {.step = step,
+                          .level = level,
+                          .token = r->token,
+                          .logprob = r->logprob,
+                          .entropy = r->entropy,
+                          .margin = r->margin,
+                          .max_prob = r->max_prob,
+                          .n_layers = s->config->n_layers,
+                          .probe_level = -1};
+    if (s->policy->ops->needs & SIGNALS_MEASURED) {
+        const struct measured *m = decoder_measured(s->dec, i);
+        out.hidden_mean = m->hidden_mean;
+        out.hidden_rms = m->hidden_rms;
+        out.k_norm = m->k_norm;
+        out.v_norm = m->v_norm;
+        out.activation = m->activation;
+    }
+    return out;
+}
+
+/* K and V of the slot's whole context. Collective over the replica. */
+static enum status take_features(struct session *s, struct signals *signals, int32_t slot)
+{
+    int32_t n_tok = decoder_n_filled(s->dec, slot), n_heads = n_feature_heads(s);
+    if (n_heads == 0) {
+        return ST_OK;
+    }
+    bool all_heads = (s->policy->ops->needs & SIGNAL_KV_HEADS) != 0;
+    TRY(decoder_features(s->dec, slot, n_tok, all_heads, s->features));
+    signals->features = s->features;
+    signals->n_feature_heads = n_heads;
+    signals->n_feature_tok = n_tok;
+    signals->feature_dim = s->config->head_dim;
+    return ST_OK;
 }
 
 /* The policy's plan, from the first rank to all. */
-static enum status make_plan(struct session *s, struct sequence *q,
+static enum status make_plan(struct session *s, struct sequence *q, int32_t slot,
                              const struct token_result *result)
 {
     struct plan *plan = &q->plan;
+    struct signals signals = signals_of(s, result, 0, -1, plan->prefill);
+    TRY(take_features(s, &signals, slot));
     if (s->coll->rank == 0) {
-        struct signals signals = signals_of(result, -1, plan->prefill);
         TRY(ask_plan(s, q, &signals));
         s->message[0] = plan->n;
     }
@@ -459,52 +509,82 @@ static enum status prefill_chunk(struct session *s, struct sequence *q, int32_t 
     t->prefill_s = (float)(clock_s() - q->turn_s);
     q->decode_s = clock_s();
     if (s->opt.kv_features && q->turn == 0) {
-        TRY(decoder_features(s->dec, slot, total, q->rec.features));
+        TRY(decoder_features(s->dec, slot, total, false, q->rec.features));
         q->rec.n_feature_tok = total;
         q->rec.feature_dim = s->config->head_dim;
     }
-    TRY(make_plan(s, q, &result));
+    TRY(make_plan(s, q, slot, &result));
     return take_token(s, q, slot, result.token);
 }
 
-/* Amendments take effect at the next step. */
+/* Amendments take effect at the next step. n tokens, probes among them. */
 static enum status observe_steps(struct session *s, int32_t n)
 {
     if (!s->observes) {
         return ST_OK;
     }
     for (int32_t i = 0; s->coll->rank == 0 && i < n; i++) {
-        struct sequence *q = &s->seq[s->tokens[i].slot];
-        struct signals signals = signals_of(&s->results[i], q->n_new - 1, s->tokens[i].level);
+        const struct decode_token *token = &s->tokens[i];
+        if (token->probe) {
+            continue;
+        }
+        struct sequence *q = &s->seq[token->slot];
+        struct signals signals = signals_of(s, &s->results[i], i, q->n_new - 1, token->level);
         struct amendment amendment;
-        atomic_store(&s->at, s->tokens[i].slot);
+        if (i + 1 < n && s->tokens[i + 1].probe) {
+            signals.probe_level = s->tokens[i + 1].level;
+            signals.probe_kl = s->results[i + 1].probe_kl;
+        }
+        atomic_store(&s->at, token->slot);
         TRY(ask_observe(s, q, &signals, &amendment));
-        s->message[i] = amendment.level;
+        s->message[2 * token->slot] = amendment.level;
+        s->message[2 * token->slot + 1] = amendment.probe;
     }
     atomic_store(&s->at, EVERY_SLOT);
-    TRY(broadcast_ints(s, n));
+    TRY(broadcast_ints(s, 2 * s->opt.n_slots));
     for (int32_t i = 0; i < n; i++) {
-        if (s->message[i] >= 0) {
-            struct sequence *q = &s->seq[s->tokens[i].slot];
-            TRY(plan_amend(&q->plan, q->n_new, s->message[i]));
+        struct sequence *q = &s->seq[s->tokens[i].slot];
+        const int32_t *answer = s->message + 2 * (size_t)s->tokens[i].slot;
+        if (s->tokens[i].probe) {
+            continue;
         }
+        if (answer[0] >= 0) {
+            TRY(plan_amend(&q->plan, q->n_new, answer[0]));
+        }
+        q->probe = answer[1];
     }
     return ST_OK;
 }
 
-static enum status decode_pass(struct session *s)
+/* The tokens of a decode pass, each followed by its probe if it has one. */
+static int32_t gather_tokens(struct session *s)
 {
-    int32_t n = 0, bad = 0;
+    int32_t n = 0;
     for (int32_t slot = 0; slot < s->opt.n_slots; slot++) {
         struct sequence *q = &s->seq[slot];
-        if (q->active) {
-            int32_t step = q->n_new - 1; /* it consumes generated token `step` */
+        if (!q->active) {
+            continue;
+        }
+        int32_t step = q->n_new - 1; /* it consumes generated token `step` */
+        s->tokens[n++] = (struct decode_token){.slot = slot,
+                                               .id = q->last,
+                                               .level = plan_level(&q->plan, step),
+                                               .want = want_of(s, q, step + 1)};
+        if (q->probe >= 0) {
             s->tokens[n++] = (struct decode_token){.slot = slot,
                                                    .id = q->last,
-                                                   .level = plan_level(&q->plan, step),
-                                                   .want = want_of(s, q, step + 1)};
+                                                   .level = q->probe,
+                                                   .probe = true,
+                                                   .want = {.target = -1}};
+            q->probe = -1;
         }
     }
+    return n;
+}
+
+static enum status decode_pass(struct session *s)
+{
+    int32_t n = gather_tokens(s), bad = 0;
     struct pass_record pass;
     enum status st = decoder_step(s->dec, s->tokens, n, s->results, &pass);
     for (int32_t i = n - 1; i >= 0 && st == ST_NUMERIC; i--) {
@@ -518,14 +598,21 @@ static enum status decode_pass(struct session *s)
     for (int32_t i = 0; i < n; i++) {
         struct sequence *q = &s->seq[s->tokens[i].slot];
         const struct token_result *r = &s->results[i];
-        q->rec.steps[q->rec.n_steps++] = (struct step_record){.turn = q->turn,
-                                                              .step = q->n_new - 1,
-                                                              .level = s->tokens[i].level,
-                                                              .token = r->token,
-                                                              .logprob = r->logprob,
-                                                              .entropy = r->entropy,
-                                                              .margin = r->margin,
-                                                              .pass = number};
+        if (s->tokens[i].probe) {
+            continue;
+        }
+        bool probed = i + 1 < n && s->tokens[i + 1].probe;
+        q->rec.steps[q->rec.n_steps++] =
+            (struct step_record){.turn = q->turn,
+                                 .step = q->n_new - 1,
+                                 .level = s->tokens[i].level,
+                                 .token = r->token,
+                                 .logprob = r->logprob,
+                                 .entropy = r->entropy,
+                                 .margin = r->margin,
+                                 .pass = number,
+                                 .max_prob = r->max_prob,
+                                 .probe_kl = probed ? s->results[i + 1].probe_kl : NAN};
         q->rec.turns[q->turn].n_steps++;
         atomic_store(&s->at, s->tokens[i].slot);
         TRY(take_token(s, q, s->tokens[i].slot, r->token));
