@@ -261,7 +261,7 @@ static void check_refused(enum change change, const char *part)
         put_i32(turn0 + 48 + 36, 2);
         break;
     case STEP_TURN:
-        put_i32(step0 + 64, 0);
+        put_i32(step0 + 80, 0);
         break;
     case STEP_ORDER:
         put_i32(step0 + 40 + 4, 0);
@@ -287,7 +287,7 @@ static void check_refused(enum change change, const char *part)
 
 static void test_refusals(void)
 {
-    check_refused(VERSION, "version 1; this program reads version 2");
+    check_refused(VERSION, "version 2; this program reads version 3");
     check_refused(TURNS_0, "0 turns; expected 1 to 16");
     check_refused(TURNS_17, "17 turns; expected 1 to 16");
     check_refused(TURNS_NEGATIVE, "-2 turns");
