@@ -157,6 +157,7 @@ static enum status read_inputs(struct run *r)
     TRY(prompts_read(&r->prompts, s->prompts.path, s->prompts.split, s->prompts.limit));
     if (r->env->rank == 0) {
         TRY(checkpoint_digest(r->e.source.ckpt, s->model.path, r->owner.digest));
+        r->e.levels.model_digest = r->owner.digest;
     }
     if (r->replay) {
         TRY(replay_check_digests(r->replay, r->owner.digest, r->prompts.digest));
