@@ -18,11 +18,13 @@ struct sequence {
     _Atomic int64_t suspect; /* ordinal of the prompt until its record is out of hand; else -1 */
     const struct prompt *prompt; /* borrowed */
     int32_t turn;
-    int32_t n_fed;    /* tokens of this turn's prefill already in the cache */
-    int32_t n_new;    /* tokens generated in this turn */
-    int32_t last;     /* the last of them, not yet in the cache */
-    bool carry;       /* this turn's prefill begins with the token left over from the last */
-    struct plan plan; /* owned */
+    int32_t n_fed; /* tokens of this turn's prefill already in the cache */
+    int32_t n_new; /* tokens generated in this turn */
+    int32_t last;  /* the last of them, not yet in the cache */
+    bool carry;    /* this turn's prefill begins with the token left over from the last */
+    struct prompt_facts facts; /* of this turn */
+    struct plan plan;          /* owned */
+    void *state;               /* owned: the policy's, of this turn; NULL when it keeps none */
     double started_s, turn_s, decode_s;
     struct finished_record rec; /* its arrays are owned, sized for the largest prompt */
 };
@@ -41,7 +43,7 @@ struct session {
     int32_t *chunk;               /* (prefill_chunk) owned */
     struct decode_token *tokens;  /* (n_slots) owned */
     struct token_result *results; /* (n_slots) owned */
-    int32_t *message;             /* (2 * plan capacity + 2) or (n_slots) owned: broadcasts */
+    int32_t *message;             /* (2 * plan capacity + 2 * n_slots) owned: broadcasts */
     bool observes;                /* the policy looks at every step */
     _Atomic int32_t at;           /* the slot that is worked on by itself */
 };
@@ -90,8 +92,11 @@ enum status session_max_record_bytes(size_t *out, const struct session_options *
 }
 
 static enum status sequence_create(struct sequence *q, const struct limits *l,
-                                   const struct session_options *o)
+                                   const struct session_options *o, size_t state_bytes)
 {
+    if (state_bytes > 0) {
+        TRY(mem_alloc_array(&q->state, 1, state_bytes));
+    }
     TRY(plan_create(&q->plan, o->max_new_tokens));
     TRY(MEM_NEW(&q->rec.turns, l->turns));
     TRY(MEM_NEW(&q->rec.steps, l->steps));
@@ -123,13 +128,13 @@ enum status session_create(struct session **out, struct decoder *dec, struct col
     TRY_GOTO(st, MEM_NEW(&s->seq, options->n_slots), fail);
     for (int32_t i = 0; i < options->n_slots; i++) {
         atomic_init(&s->seq[i].suspect, -1);
-        TRY_GOTO(st, sequence_create(&s->seq[i], &l, options), fail);
+        TRY_GOTO(st, sequence_create(&s->seq[i], &l, options, policy->ops->state_bytes), fail);
     }
     TRY_GOTO(st, MEM_NEW(&s->passes, l.passes), fail);
     TRY_GOTO(st, MEM_NEW(&s->chunk, options->prefill_chunk), fail);
     TRY_GOTO(st, MEM_NEW(&s->tokens, options->n_slots), fail);
     TRY_GOTO(st, MEM_NEW(&s->results, options->n_slots), fail);
-    TRY_GOTO(st, MEM_NEW(&s->message, 2 * options->max_new_tokens + 2 + options->n_slots), fail);
+    TRY_GOTO(st, MEM_NEW(&s->message, 2 * (options->max_new_tokens + options->n_slots)), fail);
     *out = s;
     return ST_OK;
 fail:
@@ -146,6 +151,7 @@ void session_destroy(struct session **session)
     for (int32_t i = 0; s->seq && i < s->opt.n_slots; i++) {
         struct finished_record *r = &s->seq[i].rec;
         plan_free(&s->seq[i].plan);
+        mem_free(s->seq[i].state);
         mem_free(r->turns);
         mem_free(r->steps);
         mem_free(r->switches);
@@ -200,16 +206,6 @@ static bool is_prefilling(const struct sequence *q)
     return q->active && q->n_fed < turn_n_prefill(q);
 }
 
-static struct prompt_facts facts_of(const struct session *s, const struct sequence *q, int32_t slot)
-{
-    return (struct prompt_facts){.ordinal = q->rec.ordinal,
-                                 .turn = q->turn,
-                                 .task = q->prompt->task ? q->prompt->task : "",
-                                 .n_prompt_tok = turn_n_prefill(q),
-                                 .n_context_tok = decoder_n_filled(s->dec, slot) - q->n_fed,
-                                 .max_new_tokens = s->opt.max_new_tokens};
-}
-
 /* The first n ints of the message, from the first rank to all. A failure on the way ends the job.
  */
 static enum status broadcast_ints(struct session *s, int32_t n)
@@ -218,19 +214,39 @@ static enum status broadcast_ints(struct session *s, int32_t n)
     return collective_broadcast(s->coll, &t, 0);
 }
 
+/* The first rank's part of begin, plan and observe. */
+
+static enum status ask_begin(struct session *s, struct sequence *q, int32_t *prefill_level)
+{
+    return policy_begin(s->policy, &q->facts, q->state, s->levels->n, prefill_level);
+}
+
+static enum status ask_plan(struct session *s, struct sequence *q, const struct signals *signals)
+{
+    return policy_plan(s->policy, &q->facts, signals, q->state, s->levels->n, &q->plan);
+}
+
+static enum status ask_observe(struct session *s, struct sequence *q, const struct signals *signals,
+                               struct amendment *amendment)
+{
+    return policy_observe(s->policy, &q->facts, signals, q->state, s->levels->n, amendment);
+}
+
 static enum status begin_turn(struct session *s, struct sequence *q, int32_t slot)
 {
     q->n_fed = 0;
     q->n_new = 0;
     q->turn_s = clock_s();
     plan_clear(&q->plan);
+    q->facts = (struct prompt_facts){.ordinal = q->rec.ordinal,
+                                     .turn = q->turn,
+                                     .task = q->prompt->task ? q->prompt->task : "",
+                                     .n_prompt_tok = turn_n_prefill(q),
+                                     .n_context_tok = decoder_n_filled(s->dec, slot),
+                                     .max_new_tokens = s->opt.max_new_tokens,
+                                     .dial = s->policy->dial};
     if (s->coll->rank == 0) {
-        struct prompt_facts facts = facts_of(s, q, slot);
-        TRY(policy_begin(s->policy, &facts, &s->message[0]));
-        if (s->message[0] < 0 || s->message[0] >= s->levels->n) {
-            FAIL(ST_USER, "policy \"%s\" gave prefill level %d of %d", s->policy->ops->name,
-                 s->message[0], s->levels->n);
-        }
+        TRY(ask_begin(s, q, &s->message[0]));
     }
     TRY(broadcast_ints(s, 1));
     q->plan.prefill = s->message[0];
@@ -379,20 +395,25 @@ static enum status blame(struct session *s, enum status st, int32_t slot, int32_
                          q->turn, where, s->levels->level[level].text);
 }
 
+static struct signals signals_of(const struct token_result *r, int32_t step, int32_t level)
+{
+    return (struct signals){.step = step,
+                            .level = level,
+                            .token = r->token,
+                            .logprob = r->logprob,
+                            .entropy = r->entropy,
+                            .margin = r->margin,
+                            .probe_level = -1};
+}
+
 /* The policy's plan, from the first rank to all. */
-static enum status make_plan(struct session *s, struct sequence *q, int32_t slot,
+static enum status make_plan(struct session *s, struct sequence *q,
                              const struct token_result *result)
 {
     struct plan *plan = &q->plan;
     if (s->coll->rank == 0) {
-        struct prompt_facts facts = facts_of(s, q, slot);
-        struct signals signals = {.step = -1,
-                                  .level = plan->prefill,
-                                  .token = result->token,
-                                  .logprob = result->logprob,
-                                  .entropy = result->entropy,
-                                  .margin = result->margin};
-        TRY(policy_plan(s->policy, &facts, &signals, s->levels->n, plan));
+        struct signals signals = signals_of(result, -1, plan->prefill);
+        TRY(ask_plan(s, q, &signals));
         s->message[0] = plan->n;
     }
     TRY(broadcast_ints(s, 1));
@@ -442,7 +463,7 @@ static enum status prefill_chunk(struct session *s, struct sequence *q, int32_t 
         q->rec.n_feature_tok = total;
         q->rec.feature_dim = s->config->head_dim;
     }
-    TRY(make_plan(s, q, slot, &result));
+    TRY(make_plan(s, q, &result));
     return take_token(s, q, slot, result.token);
 }
 
@@ -453,16 +474,12 @@ static enum status observe_steps(struct session *s, int32_t n)
         return ST_OK;
     }
     for (int32_t i = 0; s->coll->rank == 0 && i < n; i++) {
-        const struct token_result *r = &s->results[i];
-        const struct sequence *q = &s->seq[s->tokens[i].slot];
-        struct signals signals = {.step = q->n_new - 1,
-                                  .level = s->tokens[i].level,
-                                  .token = r->token,
-                                  .logprob = r->logprob,
-                                  .entropy = r->entropy,
-                                  .margin = r->margin};
+        struct sequence *q = &s->seq[s->tokens[i].slot];
+        struct signals signals = signals_of(&s->results[i], q->n_new - 1, s->tokens[i].level);
+        struct amendment amendment;
         atomic_store(&s->at, s->tokens[i].slot);
-        TRY(policy_observe(s->policy, &signals, s->levels->n, &s->message[i]));
+        TRY(ask_observe(s, q, &signals, &amendment));
+        s->message[i] = amendment.level;
     }
     atomic_store(&s->at, EVERY_SLOT);
     TRY(broadcast_ints(s, n));

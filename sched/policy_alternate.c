@@ -52,21 +52,21 @@ static enum status alternate_open(void **impl, const struct settings *settings,
     return ST_OK;
 }
 
-static enum status alternate_begin(void *impl, const struct prompt_facts *facts, float dial,
+static enum status alternate_begin(const void *impl, const struct prompt_facts *facts, void *state,
                                    int32_t *prefill_level)
 {
     (void)facts;
-    (void)dial;
+    (void)state;
     *prefill_level = ((const struct alternate *)impl)->prefill;
     return ST_OK;
 }
 
-static enum status alternate_plan(void *impl, const struct prompt_facts *facts,
-                                  const struct signals *signals, float dial, struct plan *plan)
+static enum status alternate_plan(const void *impl, const struct prompt_facts *facts,
+                                  const struct signals *signals, void *state, struct plan *plan)
 {
     const struct alternate *a = impl;
     (void)signals;
-    (void)dial;
+    (void)state;
     for (int32_t step = 0; step < facts->max_new_tokens; step++) {
         TRY(plan_add(plan, step, a->level[step % a->n]));
     }

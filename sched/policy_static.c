@@ -58,21 +58,21 @@ static enum status reversed_open(void **impl, const struct settings *settings,
     return ST_OK;
 }
 
-static enum status points_begin(void *impl, const struct prompt_facts *facts, float dial,
+static enum status points_begin(const void *impl, const struct prompt_facts *facts, void *state,
                                 int32_t *prefill_level)
 {
     (void)facts;
-    (void)dial;
+    (void)state;
     *prefill_level = ((const struct fixed_points *)impl)->plan.prefill;
     return ST_OK;
 }
 
-static enum status points_plan(void *impl, const struct prompt_facts *facts,
-                               const struct signals *signals, float dial, struct plan *plan)
+static enum status points_plan(const void *impl, const struct prompt_facts *facts,
+                               const struct signals *signals, void *state, struct plan *plan)
 {
     const struct plan *mine = &((const struct fixed_points *)impl)->plan;
     (void)signals;
-    (void)dial;
+    (void)state;
     for (int32_t i = 0; i < mine->n && mine->at[i].step < facts->max_new_tokens; i++) {
         TRY(plan_add(plan, mine->at[i].step, mine->at[i].level));
     }

@@ -9,13 +9,15 @@ static const struct policy_ops *const policies[] = {
     &policy_replay_slots, NULL,
 };
 
-enum status policy_observe_nothing(void *impl, const struct signals *signals, float dial,
-                                   int32_t *level_from_next)
+enum status policy_observe_nothing(const void *impl, const struct prompt_facts *facts,
+                                   const struct signals *signals, void *state,
+                                   struct amendment *amendment)
 {
     (void)impl;
+    (void)facts;
     (void)signals;
-    (void)dial;
-    *level_from_next = -1;
+    (void)state;
+    (void)amendment;
     return ST_OK;
 }
 

@@ -15,8 +15,9 @@ MUST_CHECK enum status registry_open_policy(struct policy *out, const struct set
 const struct policy_ops *registry_policy(int i);
 
 /* The observe slot of policies that never amend a plan. */
-enum status policy_observe_nothing(void *impl, const struct signals *signals, float dial,
-                                   int32_t *level_from_next);
+enum status policy_observe_nothing(const void *impl, const struct prompt_facts *facts,
+                                   const struct signals *signals, void *state,
+                                   struct amendment *amendment);
 
 /* The digest slot of policies that read no files. */
 const char *policy_digest_nothing(const void *impl);

@@ -303,8 +303,8 @@ static void check_plan(struct policy *p, const struct level_table *t, int32_t or
         .ordinal = ordinal, .turn = turn, .task = "", .max_new_tokens = most};
     struct signals signals = {.step = -1};
     CHECK_OK(plan_create(&plan, most));
-    CHECK_OK(policy_begin(p, &facts_, &plan.prefill));
-    CHECK_OK(policy_plan(p, &facts_, &signals, t->n, &plan));
+    CHECK_OK(policy_begin(p, &facts_, NULL, t->n, &plan.prefill));
+    CHECK_OK(policy_plan(p, &facts_, &signals, NULL, t->n, &plan));
     snprintf(got, sizeof got, "%s |", t->level[plan.prefill].text);
     for (int32_t i = 0; i < 4; i++) {
         size_t used = strlen(got);
@@ -345,7 +345,7 @@ static void test_policies(void)
                "3,0.down_proj=2 | 3,0.down_proj=2 3,0.down_proj=2 3,0.down_proj=2 3,0.down_proj=2");
     check_plan(&p, &t, 2, 0, 4,
                "4 | 3,0.down_proj=2 3,0.down_proj=2 3,0.down_proj=2 3,0.down_proj=2");
-    CHECK_STATUS(policy_begin(&p, &none, &level), ST_USER,
+    CHECK_STATUS(policy_begin(&p, &none, NULL, t.n, &level), ST_USER,
                  "test_replay.h5 has no plan for prompt 1, turn 0; it holds the plans of 3 turns");
     snprintf(digest, sizeof digest, "%s", policy_digest(&p));
     CHECK(strlen(digest) == 32);
