@@ -21,6 +21,7 @@ struct settings {
     struct {
         char name[SETTINGS_WORD_BYTES]; /* backend.name: cpu, cpu_ref, cuda */
         int32_t threads;                /* backend.threads per rank; 0 = what the rank may use */
+        char isa[SETTINGS_WORD_BYTES];  /* backend.isa: auto, avx512, avx2, scalar */
     } backend;
     struct {
         int32_t tensor_ranks; /* parallel.tensor_ranks: ranks that hold one replica together */

@@ -12,6 +12,7 @@
 #define FIELD(f) offsetof(struct settings, f), sizeof(((struct settings *)0)->f)
 #define TWO_53 9007199254740992.0
 
+static const char *const isa_words[] = {"auto", "avx512", "avx2", "scalar", NULL};
 static const char *const kv_words[] = {"auto", "f16", "f32", NULL};
 static const char *const service_words[] = {"inline", "own", NULL};
 static const char *const log_words[] = {"error", "warn", "info", "debug", NULL};
@@ -27,6 +28,9 @@ static const struct setting_row rows[] = {
      "answer. cuda: one GPU per rank."},
     {"backend.threads", SET_I32, FIELD(backend.threads), 0, 4096, NULL, "0", "",
      "OpenMP threads of each rank. 0: as many as the rank may use. The tokens never depend on it."},
+    {"backend.isa", SET_TEXT, FIELD(backend.isa), 0, 0, isa_words, "auto", "",
+     "Instruction set of the cpu backend. auto: the widest of each node; ranks that differ are "
+     "refused, and then a word here that all nodes have helps: avx512, avx2 or scalar."},
 
     {"parallel.tensor_ranks", SET_I32, FIELD(parallel.tensor_ranks), 1, 4096, NULL, "1", "ranks",
      "MPI ranks that share one copy of the model (tensor parallelism). The number of ranks divided "

@@ -34,7 +34,8 @@ static enum status open_backend(struct engine *e, const struct settings *s, int 
                                 int local_rank)
 {
     struct backend_options bo = {.n_threads = s->backend.threads ? s->backend.threads : n_threads,
-                                 .device = local_rank};
+                                 .device = local_rank,
+                                 .isa = s->backend.isa};
     kernels_register_all();
     TRY(backend_open(&e->be, s->backend.name, &bo));
     if (strcmp(s->kv.format, "auto") == 0) {
@@ -58,8 +59,10 @@ enum status engine_open(struct engine *e, struct env *env, const struct settings
     char arithmetic[64];
     snprintf(arithmetic, sizeof arithmetic, "%s %s", e->be.ops->name,
              e->be.ops->arithmetic(&e->be));
-    TRY(env_agree_text(env, "the arithmetic", arithmetic,
-                       "a prompt's answer would depend on who decodes it; use nodes of one kind"));
+    TRY(env_agree_text(
+        env, "the arithmetic", arithmetic,
+        "a prompt's answer would depend on who decodes it; use nodes of one kind, or set "
+        "backend.isa to what all of them have"));
     TRY(env_agree_distinct(env, "the GPU", e->be.ops->device(&e->be),
                            "start one rank per GPU (mpirun --map-by ppr:N:node, or srun "
                            "--ntasks-per-node=N --gpus-per-task=1)"));
