@@ -136,13 +136,14 @@ enum status planner_ask(struct planner *p, int32_t slot, int32_t step,
     if (step < 0 && p->opt.lag > 1) {
         TRY(plan_add(&s->plan, 0, s->plan.prefill));
     }
-    if (step + p->opt.lag > p->opt.max_new_tokens - 2) { // the turn's last step is that
-        return ST_OK;
+    struct pending nobodys, *a = &nobodys;
+    bool comes = step + p->opt.lag <= p->opt.max_new_tokens - 2; // the turn's last step is that
+    if (comes) {
+        INVARIANT(s->n <= p->opt.lag);
+        a = &s->ring[(s->first + s->n++) % (p->opt.lag + 1)];
     }
-    INVARIANT(s->n <= p->opt.lag);
-    struct pending *a = &s->ring[(s->first + s->n++) % (p->opt.lag + 1)];
     *a = (struct pending){.asked = step};
-    if (p->coll->rank != 0) {
+    if (p->coll->rank != 0 || (p->remote && !comes)) {
         return ST_OK;
     }
     struct policy_request r = {
@@ -197,9 +198,11 @@ static void note(const struct planner *p, struct slot *s, const struct pending *
 static enum status adopt_plan(struct planner *p, struct slot *s, const struct pending *a,
                               int32_t step)
 {
+    int32_t prefill = s->plan.prefill;
     plan_clear(&s->plan);
+    s->plan.prefill = prefill;
     if (step > 0) {
-        TRY(plan_add(&s->plan, 0, s->plan.prefill));
+        TRY(plan_add(&s->plan, 0, prefill));
     }
     int32_t level = plan_level(&s->answer, step);
     TRY(plan_add(&s->plan, step, level));
@@ -316,7 +319,7 @@ void planner_end(struct planner *p, int32_t slot)
     s->n = 0;
 }
 
-const struct decision_record *planner_log(const struct planner *p, int32_t slot, int32_t *n)
+struct decision_record *planner_log(const struct planner *p, int32_t slot, int32_t *n)
 {
     *n = p->slots[slot].n_log;
     return p->slots[slot].log;

@@ -30,9 +30,9 @@ struct planner_remote {
 
 struct planner_options {
     int32_t n_slots, n_levels;
-    int32_t max_new_tokens; /* of a turn */
-    int32_t lag;            /* steps, >= 1 */
-    int32_t max_turns;      /* of a prompt: bounds its decisions */
+    int32_t max_new_tokens;              /* of a turn */
+    int32_t lag;                         /* steps, >= 1 */
+    int32_t max_turns;                   /* of a prompt: bounds its decisions */
     const struct planner_remote *remote; /* NULL: asked here. Borrowed, must outlive the planner */
 };
 
@@ -52,8 +52,8 @@ MUST_CHECK enum status planner_max_decisions(size_t *out, int32_t max_turns,
 MUST_CHECK enum status planner_begin(struct planner *p, int32_t slot,
                                      const struct prompt_facts *facts, int32_t *prefill_level);
 /* Asks after prefill (step -1) or a step, every step of the turn at most once and in order.
- * signals: on the first rank, else NULL. Every rank calls it; a request that could only take effect
- * after the turn's last step is not made. Errors: those of the policy. */
+ * signals: on the first rank, else NULL. Every rank calls it; an answer that could only take effect
+ * after the turn's last step is not waited for. Errors: those of the policy. */
 MUST_CHECK enum status planner_ask(struct planner *p, int32_t slot, int32_t step,
                                    const struct signals *signals);
 /* What is due at the step that each of n slots is about to run takes effect. The replica waits here
@@ -67,6 +67,6 @@ int32_t planner_probe(const struct planner *p, int32_t slot);
 void planner_end(struct planner *p, int32_t slot);
 /* The slot's decisions that took effect, all turns of its prompt; borrowed until the next
  * planner_begin of turn 0. Latencies are the first rank's. */
-const struct decision_record *planner_log(const struct planner *p, int32_t slot, int32_t *n);
+struct decision_record *planner_log(const struct planner *p, int32_t slot, int32_t *n);
 
 #endif

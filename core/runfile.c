@@ -373,8 +373,9 @@ static enum status write_decisions(hid_t file, const struct run_contents *run)
         const struct finished_record *r = &run->finished[i];
         for (int j = 0; j < r->n_decisions; j++) {
             const struct decision_record *d = &r->decisions[j];
-            row = (struct row){(int32_t)r->ordinal, d->turn,  d->asked, d->step,
-                               d->level,            d->probe, d->dial,  d->latency_us};
+            row = (struct row){
+                (int32_t)r->ordinal, d->turn, d->asked, d->step, d->level, d->probe, d->dial,
+                d->latency_us};
             TRY_GOTO(st, h5_table_put(&t, &row), done);
         }
     }

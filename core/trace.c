@@ -124,8 +124,7 @@ static bool packed_bytes(const struct finished_record *r, size_t *out)
     *out = HEAD_BYTES;
     return add_array(out, r->n_turns, TURN_BYTES) && add_array(out, r->n_steps, STEP_BYTES) &&
            add_array(out, r->n_switches, SWITCH_BYTES) && add_array(out, r->n_passes, PASS_BYTES) &&
-           add_array(out, r->n_decisions, DECISION_BYTES) &&
-           feature_floats(r, &floats) &&
+           add_array(out, r->n_decisions, DECISION_BYTES) && feature_floats(r, &floats) &&
            !__builtin_mul_overflow(floats, (size_t)FLOAT_BYTES, &feature_bytes) &&
            !__builtin_add_overflow(*out, feature_bytes, out);
 }

@@ -52,11 +52,11 @@ struct turn_record {
 /* One level of a plan or amendment that took effect. */
 struct decision_record {
     int32_t turn;
-    int32_t asked; /* after this step; -1: after prefill */
-    int32_t step;  /* it took effect at */
-    int32_t level; /* in force from there on; -1: as planned (a probe only) */
-    int32_t probe; /* level of a probe at that step; -1: none */
-    float dial;    /* of the policy */
+    int32_t asked;    /* after this step; -1: after prefill */
+    int32_t step;     /* it took effect at */
+    int32_t level;    /* in force from there on; -1: as planned (a probe only) */
+    int32_t probe;    /* level of a probe at that step; -1: none */
+    float dial;       /* of the policy */
     float latency_us; /* from the request until the replica had the answer in hand; it looks
                          between two passes */
 };

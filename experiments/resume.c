@@ -13,20 +13,19 @@ void resume_key(uint64_t key[2], const struct prompt *prompt, int64_t ordinal,
 {
     char text[4 * SETTINGS_TEXT_BYTES + 2048];
     bool one = s->decode.slots == 1 && !policy_adds_tokens;
-    int n =
-        snprintf(text, sizeof text,
-                 "format %d\nmodel %s\nordinal %lld\nnew %d\ntemperature %.17g\n"
-                 "top_k %d\ntop_p %.17g\nmin_p %.17g\nseed %lld\neos %d\n"
-                 "policy %s\nprefill %s\nlevel %s\nswitches %s\nalternate %s\ndial %.17g\n"
-                 "backend %s %s\nproduct %s\nchunk %d\nkv %s\nfeatures %d\n%s %d\n",
-                 RESUME_FORMAT_VERSION, model_digest, (long long)ordinal, s->decode.max_new_tokens,
-                 s->decode.temperature, s->decode.top_k, s->decode.top_p, s->decode.min_p,
-                 (long long)s->decode.seed, s->decode.stop_at_eos, s->policy.name,
-                 s->policy.prefill, s->policy.level, s->policy.switches, s->policy.alternate,
-                 s->policy.dial, e->be.ops->name, e->be.ops->arithmetic(&e->be),
-                 one ? "one" : "slots", s->decode.prefill_chunk, dtype_name(e->kv_dtype),
-                 s->output.kv_features, s->parallel.reproducible ? "segments" : "tensor_ranks",
-                 s->parallel.reproducible ? s->parallel.segments : s->parallel.tensor_ranks);
+    int n = snprintf(
+        text, sizeof text,
+        "format %d\nmodel %s\nordinal %lld\nnew %d\ntemperature %.17g\n"
+        "top_k %d\ntop_p %.17g\nmin_p %.17g\nseed %lld\neos %d\n"
+        "policy %s\nprefill %s\nlevel %s\nswitches %s\nalternate %s\ndial %.17g\n"
+        "backend %s %s\nproduct %s\nchunk %d\nkv %s\nfeatures %d\n%s %d\n",
+        RESUME_FORMAT_VERSION, model_digest, (long long)ordinal, s->decode.max_new_tokens,
+        s->decode.temperature, s->decode.top_k, s->decode.top_p, s->decode.min_p,
+        (long long)s->decode.seed, s->decode.stop_at_eos, s->policy.name, s->policy.prefill,
+        s->policy.level, s->policy.switches, s->policy.alternate, s->policy.dial, e->backend,
+        e->arithmetic, one ? "one" : "slots", s->decode.prefill_chunk, dtype_name(e->kv_dtype),
+        s->output.kv_features, s->parallel.reproducible ? "segments" : "tensor_ranks",
+        s->parallel.reproducible ? s->parallel.segments : s->parallel.tensor_ranks);
     INVARIANT(n > 0 && (size_t)n < sizeof text);
     if (policy_files[0]) { // keys of runs without such files stay as they always were
         n += snprintf(text + n, sizeof text - (size_t)n, "policy files %s\n", policy_files);

@@ -79,18 +79,24 @@ enum status run_owner_open(struct run_owner *o, const struct engine *e, const st
     return ST_OK;
 }
 
-static void on_done(void *ctx, int64_t n_done, int64_t n_total)
+static enum status on_done(void *ctx, int64_t n_done, int64_t n_total, int64_t ordinal,
+                           const void *packed, size_t bytes)
 {
     struct run_owner *o = ctx;
     (void)n_total;
+    (void)ordinal;
+    (void)packed;
+    (void)bytes;
     o->n_done = n_done;
     progress_update(&o->progress, (double)n_done);
+    return ST_OK;
 }
 
 enum status run_owner_lease(struct run_owner *o, struct env *env, const struct settings *s,
                             const struct prompts *prompts, size_t max_record_bytes)
 {
     struct lease_item *items = NULL;
+    const struct lease_hooks hooks = {.ctx = o, .done = on_done};
     enum status st = ST_OK;
     int64_t n = 0;
     TRY(MEM_NEW(&items, o->n_left));
@@ -100,8 +106,10 @@ enum status run_owner_lease(struct run_owner *o, struct env *env, const struct s
             continue;
         }
         struct lease_item *item = &items[n++];
-        *item =
-            (struct lease_item){.ordinal = i, .attempt = p->attempts + 1, .alone = p->n_faults > 0};
+        *item = (struct lease_item){.ordinal = i,
+                                    .attempt = p->attempts + 1,
+                                    .dial = (float)s->policy.dial,
+                                    .alone = p->n_faults > 0};
         memcpy(item->key, p->key, sizeof item->key);
         for (int32_t t = 0; t < prompts->prompt[i].n_turns; t++) {
             item->cost += prompts->prompt[i].n_ids[t] + s->decode.max_new_tokens;
@@ -109,8 +117,9 @@ enum status run_owner_lease(struct run_owner *o, struct env *env, const struct s
     }
     TRY_GOTO(st,
              lease_owner_create(&o->leases, env, o->journal, items, n, o->resume.n_epochs,
-                                max_record_bytes, on_done, o),
+                                max_record_bytes, &hooks),
              done);
+    lease_owner_set_timeout(o->leases, s->parallel.timeout_s);
     if (s->run.deadline_s > 0) {
         double left = s->run.deadline_s - (clock_s() - env->start_s);
         lease_owner_set_deadline(o->leases, left > 0 ? left : 1e-3); // 0 would be none

@@ -28,9 +28,9 @@
 enum { BUDGET_HORIZON = 8, BUDGET_PRIOR_LEASES = 4 };
 
 struct budget {
-    double target;       /* cost of a decode step */
-    double least, most;  /* cost of a step at the cheapest and the dearest level; least < most */
-    int32_t window;      /* >= 1 */
+    double target;      /* cost of a decode step */
+    double least, most; /* cost of a step at the cheapest and the dearest level; least < most */
+    int32_t window;     /* >= 1 */
 };
 
 /* What one prompt's decode steps cost: cost = sum over its steps. */
