@@ -34,6 +34,7 @@ enum signal_mask {
     SIGNAL_HIDDEN = 1 << 3,      /* hidden_mean, hidden_rms */
     SIGNAL_KV_NORMS = 1 << 4,    /* k_norm, v_norm */
     SIGNAL_ACTIVATION = 1 << 5,  /* activation */
+    SIGNALS_MEASURED = SIGNAL_HIDDEN | SIGNAL_KV_NORMS | SIGNAL_ACTIVATION, /* core/meter.h */
 };
 
 /* Known before prefill. */

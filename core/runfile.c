@@ -179,7 +179,7 @@ static enum status write_steps(hid_t file, const struct run_contents *run,
     struct row {
         int64_t pass;
         int32_t prompt, turn, step, level, token;
-        float avg_bits, logprob, entropy, margin;
+        float avg_bits, logprob, entropy, margin, max_prob, probe_kl;
     } row;
     static const struct h5_column columns[] = {
         I32(struct row, prompt, "1", ABOUT_PROMPT),
@@ -191,6 +191,10 @@ static enum status write_steps(hid_t file, const struct run_contents *run,
         F32(struct row, logprob, "nats", "log-probability of that token at temperature 1"),
         F32(struct row, entropy, "nats", "entropy of the distribution that gave it"),
         F32(struct row, margin, "1", "largest minus second largest logit"),
+        F32(struct row, max_prob, "1", "probability of the most likely token at temperature 1"),
+        F32(struct row, probe_kl, "nats",
+            "KL divergence of the step's distribution from that of a probe at another level; nan: "
+            "no probe"),
         I64(struct row, pass, "1", "the pass that computed it: row of /passes; -1 unknown"),
     };
     struct h5_table t;
@@ -214,7 +218,9 @@ static enum status write_steps(hid_t file, const struct run_contents *run,
                                .avg_bits = run->levels->level[s->level].avg_bits,
                                .logprob = s->logprob,
                                .entropy = s->entropy,
-                               .margin = s->margin};
+                               .margin = s->margin,
+                               .max_prob = s->max_prob,
+                               .probe_kl = s->probe_kl};
             TRY_GOTO(st, h5_table_put(&t, &row), done);
         }
     }

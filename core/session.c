@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "core/session.h"
 
+#include <math.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
@@ -40,12 +41,13 @@ struct session {
     int32_t n_passes, max_passes;
     uint32_t next_pass;
     int32_t *chunk;               /* (prefill_chunk) owned */
-    struct decode_token *tokens;  /* (n_slots) owned */
-    struct token_result *results; /* (n_slots) owned */
-    int32_t *slots, *steps;       /* (n_slots) owned: of the pass */
-    struct planner *planner;      /* owned */
-    bool observes;                /* the policy looks at every step */
-    _Atomic int32_t at;           /* the slot that is worked on by itself */
+    struct decode_token *tokens;  /* (2 * n_slots) owned: with probes */
+    struct token_result *results; /* (2 * n_slots) owned */
+    float *features;         /* owned: K and V features for the policy; NULL when it needs none */
+    int32_t *slots, *steps;  /* (n_slots) owned: of the pass */
+    struct planner *planner; /* owned */
+    bool observes;           /* the policy looks at every step */
+    _Atomic int32_t at;      /* the slot that is worked on by itself */
 };
 
 /* A record's capacities. */
@@ -104,6 +106,13 @@ static enum status sequence_create(struct sequence *q, const struct limits *l)
     return ST_OK;
 }
 
+/* Heads of the features that the policy sees; 0: it wants none. */
+static int32_t n_feature_heads(const struct session *s)
+{
+    uint32_t needs = s->policy->ops->needs;
+    return needs & SIGNAL_KV_HEADS ? s->config->n_kv_heads : (needs & SIGNAL_KV_FEATURES) != 0;
+}
+
 enum status session_create(struct session **out, struct decoder *dec, struct collective *coll,
                            struct policy *policy, const struct level_table *levels,
                            const struct model_config *config, const struct session_options *options)
@@ -129,8 +138,16 @@ enum status session_create(struct session **out, struct decoder *dec, struct col
     }
     TRY_GOTO(st, MEM_NEW(&s->passes, l.passes), fail);
     TRY_GOTO(st, MEM_NEW(&s->chunk, options->prefill_chunk), fail);
-    TRY_GOTO(st, MEM_NEW(&s->tokens, options->n_slots), fail);
-    TRY_GOTO(st, MEM_NEW(&s->results, options->n_slots), fail);
+    TRY_GOTO(st, MEM_NEW(&s->tokens, 2 * options->n_slots), fail);
+    TRY_GOTO(st, MEM_NEW(&s->results, 2 * options->n_slots), fail);
+    if (n_feature_heads(s) > 0) {
+        size_t n = 0;
+        TRY_GOTO(st,
+                 mem_mul(&n, 2 * (size_t)n_feature_heads(s) * (size_t)config->head_dim,
+                         (size_t)options->max_tok),
+                 fail);
+        TRY_GOTO(st, MEM_NEW(&s->features, n), fail);
+    }
     TRY_GOTO(st, MEM_NEW(&s->slots, options->n_slots), fail);
     TRY_GOTO(st, MEM_NEW(&s->steps, options->n_slots), fail);
     struct planner_options po = {.n_slots = options->n_slots,
@@ -165,6 +182,7 @@ void session_destroy(struct session **session)
     mem_free(s->chunk);
     mem_free(s->tokens);
     mem_free(s->results);
+    mem_free(s->features);
     mem_free(s->slots);
     mem_free(s->steps);
     planner_destroy(&s->planner);
@@ -373,15 +391,44 @@ static enum status blame(struct session *s, enum status st, int32_t slot, int32_
                          q->turn, where, s->levels->level[level].text);
 }
 
-static struct signals signals_of(const struct token_result *r, int32_t step, int32_t level)
+/* What result i of the last pass says. */
+static struct signals signals_of(const struct session *s, const struct token_result *r, int32_t i,
+                                 int32_t step, int32_t level)
 {
-    return (struct signals){.step = step,
-                            .level = level,
-                            .token = r->token,
-                            .logprob = r->logprob,
-                            .entropy = r->entropy,
-                            .margin = r->margin,
-                            .probe_level = -1};
+    struct signals out = {.step = step,
+                          .level = level,
+                          .token = r->token,
+                          .logprob = r->logprob,
+                          .entropy = r->entropy,
+                          .margin = r->margin,
+                          .max_prob = r->max_prob,
+                          .n_layers = s->config->n_layers,
+                          .probe_level = -1};
+    if (s->policy->ops->needs & SIGNALS_MEASURED) {
+        const struct measured *m = decoder_measured(s->dec, i);
+        out.hidden_mean = m->hidden_mean;
+        out.hidden_rms = m->hidden_rms;
+        out.k_norm = m->k_norm;
+        out.v_norm = m->v_norm;
+        out.activation = m->activation;
+    }
+    return out;
+}
+
+/* K and V of the slot's whole context. Collective over the replica. */
+static enum status take_features(struct session *s, struct signals *signals, int32_t slot)
+{
+    int32_t n_tok = decoder_n_filled(s->dec, slot), n_heads = n_feature_heads(s);
+    if (n_heads == 0) {
+        return ST_OK;
+    }
+    bool all_heads = (s->policy->ops->needs & SIGNAL_KV_HEADS) != 0;
+    TRY(decoder_features(s->dec, slot, n_tok, all_heads, s->features));
+    signals->features = s->features;
+    signals->n_feature_heads = n_heads;
+    signals->n_feature_tok = n_tok;
+    signals->feature_dim = s->config->head_dim;
+    return ST_OK;
 }
 
 static enum status prefill_chunk(struct session *s, struct sequence *q, int32_t slot)
@@ -413,22 +460,32 @@ static enum status prefill_chunk(struct session *s, struct sequence *q, int32_t 
     t->prefill_s = (float)(clock_s() - q->turn_s);
     q->decode_s = clock_s();
     if (s->opt.kv_features && q->turn == 0) {
-        TRY(decoder_features(s->dec, slot, total, q->rec.features));
+        TRY(decoder_features(s->dec, slot, total, false, q->rec.features));
         q->rec.n_feature_tok = total;
         q->rec.feature_dim = s->config->head_dim;
     }
-    struct signals signals = signals_of(&result, -1, q->prefill_level);
+    struct signals signals = signals_of(s, &result, 0, -1, q->prefill_level);
+    TRY(take_features(s, &signals, slot));
     TRY(planner_ask(s->planner, slot, -1, s->coll->rank == 0 ? &signals : NULL));
     return take_token(s, q, slot, result.token);
 }
 
+/* n tokens, probes among them. */
 static enum status observe_steps(struct session *s, int32_t n)
 {
     for (int32_t i = 0; s->observes && i < n; i++) {
-        int32_t slot = s->tokens[i].slot;
-        struct signals signals = signals_of(&s->results[i], s->steps[i], s->tokens[i].level);
-        atomic_store(&s->at, slot);
-        TRY(planner_ask(s->planner, slot, s->steps[i], s->coll->rank == 0 ? &signals : NULL));
+        const struct decode_token *token = &s->tokens[i];
+        if (token->probe) {
+            continue;
+        }
+        int32_t step = s->seq[token->slot].n_new - 1;
+        struct signals signals = signals_of(s, &s->results[i], i, step, token->level);
+        if (i + 1 < n && s->tokens[i + 1].probe) {
+            signals.probe_level = s->tokens[i + 1].level;
+            signals.probe_kl = s->results[i + 1].probe_kl;
+        }
+        atomic_store(&s->at, token->slot);
+        TRY(planner_ask(s->planner, token->slot, step, s->coll->rank == 0 ? &signals : NULL));
     }
     atomic_store(&s->at, EVERY_SLOT);
     return ST_OK;
@@ -447,19 +504,33 @@ static int32_t choose_slots(struct session *s)
     return n;
 }
 
+/* The tokens of a decode pass, each followed by its probe if it has one. */
+static enum status gather_tokens(struct session *s, int32_t *n_tokens)
+{
+    int32_t n_chosen = choose_slots(s), n = 0;
+    TRY(planner_settle(s->planner, n_chosen, s->slots, s->steps));
+    for (int32_t i = 0; i < n_chosen; i++) {
+        int32_t slot = s->slots[i], probe = planner_probe(s->planner, slot);
+        const struct sequence *q = &s->seq[slot];
+        s->tokens[n++] =
+            (struct decode_token){.slot = slot,
+                                  .id = q->last,
+                                  .level = planner_level(s->planner, slot, s->steps[i]),
+                                  .want = want_of(s, q, s->steps[i] + 1)};
+        if (probe >= 0) {
+            s->tokens[n++] = (struct decode_token){
+                .slot = slot, .id = q->last, .level = probe, .probe = true, .want = {.target = -1}};
+        }
+    }
+    *n_tokens = n;
+    return ST_OK;
+}
+
 static enum status decode_pass(struct session *s)
 {
-    int32_t n = choose_slots(s), bad = 0;
-    TRY(planner_settle(s->planner, n, s->slots, s->steps));
-    for (int32_t i = 0; i < n; i++) {
-        const struct sequence *q = &s->seq[s->slots[i]];
-        s->tokens[i] =
-            (struct decode_token){.slot = s->slots[i],
-                                  .id = q->last,
-                                  .level = planner_level(s->planner, s->slots[i], s->steps[i]),
-                                  .want = want_of(s, q, s->steps[i] + 1)};
-    }
+    int32_t n = 0, bad = 0;
     struct pass_record pass;
+    TRY(gather_tokens(s, &n));
     enum status st = decoder_step(s->dec, s->tokens, n, s->results, &pass);
     for (int32_t i = n - 1; i >= 0 && st == ST_NUMERIC; i--) {
         bad = s->results[i].token < 0 ? i : bad;
@@ -472,14 +543,21 @@ static enum status decode_pass(struct session *s)
     for (int32_t i = 0; i < n; i++) {
         struct sequence *q = &s->seq[s->tokens[i].slot];
         const struct token_result *r = &s->results[i];
-        q->rec.steps[q->rec.n_steps++] = (struct step_record){.turn = q->turn,
-                                                              .step = q->n_new - 1,
-                                                              .level = s->tokens[i].level,
-                                                              .token = r->token,
-                                                              .logprob = r->logprob,
-                                                              .entropy = r->entropy,
-                                                              .margin = r->margin,
-                                                              .pass = number};
+        if (s->tokens[i].probe) {
+            continue;
+        }
+        bool probed = i + 1 < n && s->tokens[i + 1].probe;
+        q->rec.steps[q->rec.n_steps++] =
+            (struct step_record){.turn = q->turn,
+                                 .step = q->n_new - 1,
+                                 .level = s->tokens[i].level,
+                                 .token = r->token,
+                                 .logprob = r->logprob,
+                                 .entropy = r->entropy,
+                                 .margin = r->margin,
+                                 .pass = number,
+                                 .max_prob = r->max_prob,
+                                 .probe_kl = probed ? s->results[i + 1].probe_kl : NAN};
         q->rec.turns[q->turn].n_steps++;
         atomic_store(&s->at, s->tokens[i].slot);
         TRY(take_token(s, q, s->tokens[i].slot, r->token));

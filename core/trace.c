@@ -15,7 +15,7 @@ enum {
     TRACE_VERSION = 3,
     HEAD_BYTES = 4 + 8 + 16 + 3 * 4 + 16 + 7 * 4,
     TURN_BYTES = 12 * 4,
-    STEP_BYTES = 8 * 4,
+    STEP_BYTES = 10 * 4,
     SWITCH_BYTES = 2 * 4,
     PASS_BYTES = 8 * 4 + 16,
     DECISION_BYTES = 7 * 4,
@@ -185,6 +185,8 @@ void trace_pack(void *buf, size_t capacity, const struct finished_record *r)
         put_f32(&at, s->entropy);
         put_f32(&at, s->margin);
         put_u32(&at, s->pass);
+        put_f32(&at, s->max_prob);
+        put_f32(&at, s->probe_kl);
     }
     for (int i = 0; i < r->n_switches; i++) {
         put_i32(&at, r->switches[i].step);
@@ -327,6 +329,8 @@ static void unpack_arrays(struct finished_record *r, const unsigned char **at)
         s->entropy = get_f32(at);
         s->margin = get_f32(at);
         s->pass = get_u32(at);
+        s->max_prob = get_f32(at);
+        s->probe_kl = get_f32(at);
     }
     for (int i = 0; i < r->n_switches; i++) {
         r->switches[i].step = get_i32(at);

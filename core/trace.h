@@ -22,6 +22,8 @@ struct step_record {
     float entropy;             /* nats */
     float margin;              /* largest minus second largest logit */
     uint32_t pass;             /* number of its pass within (epoch, replica) */
+    float max_prob;            /* of the most likely token */
+    float probe_kl;            /* nats, KL(probe || step); NaN: no probe */
 };
 
 /* One run through the layers for all tokens that share it. Bytes are those that all ranks of the

@@ -239,7 +239,10 @@ enum status cmd_generate(struct env *env, int argc, char **argv)
     if (st == ST_OK) {
         st = env_agree(env, prepare(&e, &a.settings, &tok, &prompt, prompt_text, &policy));
     }
-    st = st ? st : engine_load(&e, &a.settings, policy.ops->adds_tokens);
+    if (st == ST_OK) {
+        e.policy_signals = policy.ops->needs;
+        st = engine_load(&e, &a.settings, policy.ops->adds_tokens);
+    }
     if (st == ST_OK) {
         st = generate(&e, &policy, &a.settings, tok, &prompt, ids, a.json);
         st = engine_loop_end(env, st);

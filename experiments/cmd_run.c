@@ -168,6 +168,7 @@ static enum status read_inputs(struct run *r)
     }
     TRY(registry_open_policy(&r->policy, s, &r->e.levels));
     r->e.policy_adds_tokens = r->policy.ops->adds_tokens;
+    r->e.policy_signals = r->policy.ops->needs;
     return ST_OK;
 }
 

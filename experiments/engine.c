@@ -119,6 +119,7 @@ enum status engine_load(struct engine *e, const struct settings *settings, bool 
                                     .prefill_chunk = settings->decode.prefill_chunk,
                                     .kv_dtype = e->kv_dtype,
                                     .adds_tokens = policy_adds_tokens,
+                                    .signals = e->policy_signals,
                                     .filter = {.top_k = settings->decode.top_k,
                                                .top_p = settings->decode.top_p,
                                                .min_p = settings->decode.min_p}};

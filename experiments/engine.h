@@ -27,6 +27,7 @@ struct engine {
     enum dtype kv_dtype;
     int32_t context;         /* tokens of a slot */
     bool policy_adds_tokens; /* for the provenance */
+    uint32_t policy_signals; /* what passes measure for the policy; set it before engine_load */
 };
 
 /* Reads the model's description, cuts the world into replicas of settings->parallel.tensor_ranks
