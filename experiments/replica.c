@@ -90,7 +90,8 @@ static enum status collect(struct intake *in, const struct session *session, int
 }
 
 enum status replica_run(struct engine *e, struct session *session, const struct prompts *prompts,
-                        int32_t n_slots, struct lease_owner *owner, struct lease_client *client)
+                        int32_t n_slots, struct lease_owner *owner, struct lease_client *client,
+                        struct service_client *service)
 {
     struct intake in = {.owner = owner, .client = client};
     int64_t *message = NULL;
@@ -119,6 +120,9 @@ enum status replica_run(struct engine *e, struct session *session, const struct 
         }
         TRY_GOTO(st, session_advance(session), done);
     } while (session_n_active(session) > 0 || !message[NO_MORE]);
+    if (service) {
+        TRY_GOTO(st, service_client_leave(service), done); // it is served until leases are left
+    }
     if (client) {
         TRY_GOTO(st, lease_client_leave(client), done);
     }

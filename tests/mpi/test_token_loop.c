@@ -186,7 +186,7 @@ static void run(struct env *env, const char *model, const char *out, int32_t n_s
         CHECK_OK(lease_owner_create(&owner, env, journal, items, N_PROMPTS, 0, max_record, NULL));
         CHECK_OK(lease_client_create(&w->client, env, owner, max_record, 60));
     }
-    CHECK_OK(replica_run(&e, session, &prompts, n_slots, owner, w->client));
+    CHECK_OK(replica_run(&e, session, &prompts, n_slots, owner, w->client, NULL));
     if (owner) {
         CHECK_OK(lease_owner_serve(owner));
     }
