@@ -96,7 +96,7 @@ enum status run_budget_start(struct run_budget *b, const struct prompts *prompts
                              const struct settings *settings, const struct resume_state *resume,
                              struct journal *journal)
 {
-    b->n = prompts->n;
+    b->n = b->law.n_leases = prompts->n;
     b->resume = resume;
     b->journal = journal;
     TRY(MEM_NEW(&b->ordinals, b->n));

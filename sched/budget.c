@@ -32,13 +32,21 @@ static struct sums add_up(const struct budget *b, int64_t n, const float *dials,
     return s;
 }
 
+/* Leases over which the account is paid back. */
+static int64_t horizon(const struct budget *b, int64_t i)
+{
+    int64_t h = (int64_t)b->window + BUDGET_HORIZON;
+    h = b->n_leases - i < h ? b->n_leases - i : h;
+    return h < BUDGET_HORIZON ? BUDGET_HORIZON : h;
+}
+
 void budget_dial(struct budget_state *out, const struct budget *b, int64_t i, const float *dials,
                  const struct budget_outcome *outcomes)
 {
     int64_t n_known = i - b->window + 1 > 0 ? i - b->window + 1 : 0;
     struct sums s = add_up(b, n_known, dials, outcomes);
-    /* Minimise sum w (c - a - b d)^2 + P ((a - a0)^2 + (b - b0)^2 / 3): 1/3 is the mean of d^2 on
-     * [0, 1], as if P leases had been seen on the prior's line. */
+    /* Minimise sum w (c - a - b d)^2 + P (mean over d in [0, 1] of (a0 + b0 d - a - b d)^2), as if
+     * P leases had been seen on the prior's line; 1/2 and 1/3 are the means of d and d^2. */
     double range = b->most - b->least, prior = BUDGET_PRIOR_LEASES;
     double aa = s.w + prior, ab = s.d + prior / 2, bb = s.dd + prior / 3;
     double ac = s.c + prior * (b->least + range / 2);
@@ -51,7 +59,7 @@ void budget_dial(struct budget_state *out, const struct budget *b, int64_t i, co
     for (int64_t j = n_known; j < i; j++) {
         out->account += out->offset + out->slope * (double)dials[j] - b->target;
     }
-    double wanted = b->target - out->account / (double)(b->window + BUDGET_HORIZON);
+    double wanted = b->target - out->account / (double)horizon(b, i);
     double dial = (wanted - out->offset) / out->slope;
     out->dial = (float)(dial < 0 ? 0 : dial > 1 ? 1 : dial);
 }

@@ -13,9 +13,9 @@
  * dearest at 1 and weighs BUDGET_PRIOR_LEASES leases. The account A, in cost times leases, is what
  * known leases spent beyond the set point, and what the model expects of those under way (which
  * takes the window's delay out of the loop: the predictor of O. J. M. Smith, Chemical Engineering
- * Progress 53, 1957). The dial asks for a cost that pays the account back over the next
- * window + BUDGET_HORIZON leases:
- *     a + b dial = target - A / (window + BUDGET_HORIZON),  dial clamped to [0, 1].
+ * Progress 53, 1957). The dial asks for a cost that pays the account back over the next h leases,
+ * h = min(window + BUDGET_HORIZON, leases left), but at least BUDGET_HORIZON:
+ *     a + b dial = target - A / h,  dial clamped to [0, 1].
  * SPDX-License-Identifier: Apache-2.0
  */
 #ifndef PMPD_SCHED_BUDGET_H
@@ -23,14 +23,15 @@
 
 #include <stdint.h>
 
-/* Chosen by simulation (tests/unit/test_budget.c): less swings with steep policies, more is slow
+/* Chosen by simulation (tests/unit/test_budget.c): with less the dial swings, with more it is slow
  * to pay back in runs of 200 prompts. */
 enum { BUDGET_HORIZON = 8, BUDGET_PRIOR_LEASES = 4 };
 
 struct budget {
     double target;      /* cost of a decode step */
     double least, most; /* cost of a step at the cheapest and the dearest level; least < most */
-    int32_t window;     /* >= 1 */
+    int32_t window;     /* >= 1; a small part of n_leases, or much is spent before it is seen */
+    int64_t n_leases;   /* of the run */
 };
 
 /* What one prompt's decode steps cost: cost = sum over its steps. */
