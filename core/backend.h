@@ -26,9 +26,10 @@ struct backend {
 };
 
 struct backend_options {
-    int n_threads; /* CPU threads; 0 = as many as this process may use */
-    int device;    /* this rank's number on its node: the GPU of that number, or the only one that
-                      this rank can see; -1: the first. CPU backends ignore it. */
+    int n_threads;   /* CPU threads; 0 = as many as this process may use */
+    int device;      /* this rank's number on its node: the GPU of that number, or the only one that
+                        this rank can see; -1: the first. CPU backends ignore it. */
+    const char *isa; /* instruction set of the cpu backend; NULL or "auto": the best one here */
 };
 
 /* One rank's shard of a nested matrix, in the backend's own layout. Zero it before the first
@@ -129,7 +130,7 @@ struct backend_ops {
     const char *help; /* one line for people */
     enum status (*open)(struct backend *be, const struct backend_options *options);
     void (*close)(struct backend *be);
-    /* Instruction set or device class, part of the arithmetic class of a run: "scalar", "avx2". */
+    /* Instruction set or device class, part of the arithmetic class of a run: "avx2". */
     const char *(*arithmetic)(const struct backend *be);
     /* true: the backend's memory is the host's, which collectives and callers may read. */
     bool (*is_host)(const struct backend *be);

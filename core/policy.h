@@ -87,6 +87,15 @@ struct amendment {
     int32_t probe; /* run that one step's token at this level, too; -1: no probe */
 };
 
+/* One question to a policy, and its answer. */
+struct policy_request {
+    const struct prompt_facts *facts;
+    const struct signals *signals; /* step -1: a plan is asked for, else an amendment */
+    void *state;                   /* of this turn */
+    struct plan *plan;             /* answer to step -1; comes empty but for plan->prefill */
+    struct amendment amendment;    /* answer to other steps; comes as {-1, -1} */
+};
+
 struct policy {
     const struct policy_ops *ops;
     void *impl; /* owned by the policy */
@@ -107,6 +116,11 @@ struct policy_ops {
     /* amendment comes as {-1, -1} */
     enum status (*observe)(const void *impl, const struct prompt_facts *facts,
                            const struct signals *signals, void *state, struct amendment *amendment);
+    /* Answers n requests of different turns together, each as plan() or observe() would, bit for
+     * bit, whatever company it is in. A policy with this slot is asked by the scheduler service
+     * (dist/service.h), which gathers requests of waiting replicas; NULL: nothing is won by that,
+     * and plan() and observe() are called on the first rank of the replica. */
+    enum status (*answer)(const void *impl, struct policy_request *requests, int32_t n);
     /* Of the files that its plans come from, for the resume key: other contents are another run.
      * "" without files. */
     const char *(*digest)(const void *impl);
@@ -125,6 +139,10 @@ MUST_CHECK enum status policy_plan(const struct policy *p, const struct prompt_f
 MUST_CHECK enum status policy_observe(const struct policy *p, const struct prompt_facts *facts,
                                       const struct signals *signals, void *state, int32_t n_levels,
                                       struct amendment *amendment);
+/* n requests at once: through ops->answer where there is one, else one by one; the answers are
+ * checked as those of policy_plan and policy_observe. Errors: ST_USER (names the policy). */
+MUST_CHECK enum status policy_answer(const struct policy *p, struct policy_request *requests,
+                                     int32_t n, int32_t n_levels);
 const char *policy_digest(const struct policy *p);
 void policy_close(struct policy *p);
 

@@ -23,10 +23,8 @@ struct sequence {
     int32_t n_new; /* tokens generated in this turn */
     int32_t last;  /* the last of them, not yet in the cache */
     bool carry;    /* this turn's prefill begins with the token left over from the last */
-    struct prompt_facts facts; /* of this turn */
-    struct plan plan;          /* owned */
-    void *state;               /* owned: the policy's, of this turn; NULL when it keeps none */
-    int32_t probe;             /* level at which the next step's token also runs; -1: none */
+    float dial;    /* of its lease */
+    int32_t prefill_level;
     double started_s, turn_s, decode_s;
     struct finished_record rec; /* its arrays are owned, sized for the largest prompt */
 };
@@ -45,15 +43,16 @@ struct session {
     int32_t *chunk;               /* (prefill_chunk) owned */
     struct decode_token *tokens;  /* (2 * n_slots) owned: with probes */
     struct token_result *results; /* (2 * n_slots) owned */
-    float *features;    /* owned: K and V features for the policy; NULL when it needs none */
-    int32_t *message;   /* (2 * plan capacity + 2 * n_slots) owned: broadcasts */
-    bool observes;      /* the policy looks at every step */
-    _Atomic int32_t at; /* the slot that is worked on by itself */
+    float *features;         /* owned: K and V features for the policy; NULL when it needs none */
+    int32_t *slots, *steps;  /* (n_slots) owned: of the pass */
+    struct planner *planner; /* owned */
+    bool observes;           /* the policy looks at every step */
+    _Atomic int32_t at;      /* the slot that is worked on by itself */
 };
 
 /* A record's capacities. */
 struct limits {
-    size_t turns, steps, switches, passes, features;
+    size_t turns, steps, switches, passes, decisions, features;
 };
 
 static enum status find_limits(struct limits *out, const struct session_options *o,
@@ -63,6 +62,7 @@ static enum status find_limits(struct limits *out, const struct session_options 
     *out = (struct limits){.turns = (size_t)o->max_turns};
     TRY(mem_mul(&out->steps, out->turns, (size_t)o->max_new_tokens));
     out->switches = out->steps;
+    TRY(planner_max_decisions(&out->decisions, o->max_turns, o->max_new_tokens));
     /* every pass moves some sequence on, so this many bring at least one to its end */
     TRY(mem_mul(&n, out->turns, (size_t)o->max_new_tokens + chunks));
     TRY(mem_mul(&out->passes, n, (size_t)o->n_slots));
@@ -80,7 +80,8 @@ enum status session_max_record_bytes(size_t *out, const struct session_options *
     struct finished_record r = {.n_turns = (int32_t)l.turns,
                                 .n_steps = (int32_t)l.steps,
                                 .n_switches = (int32_t)l.switches,
-                                .n_passes = (int32_t)l.passes};
+                                .n_passes = (int32_t)l.passes,
+                                .n_decisions = (int32_t)l.decisions};
     if (l.steps > INT32_MAX || l.passes > INT32_MAX) {
         FAIL(ST_SHAPE,
              "decode.max_new_tokens = %d with %d slots and %d turns makes records too large",
@@ -94,13 +95,8 @@ enum status session_max_record_bytes(size_t *out, const struct session_options *
     return ST_OK;
 }
 
-static enum status sequence_create(struct sequence *q, const struct limits *l,
-                                   const struct session_options *o, size_t state_bytes)
+static enum status sequence_create(struct sequence *q, const struct limits *l)
 {
-    if (state_bytes > 0) {
-        TRY(mem_alloc_array(&q->state, 1, state_bytes));
-    }
-    TRY(plan_create(&q->plan, o->max_new_tokens));
     TRY(MEM_NEW(&q->rec.turns, l->turns));
     TRY(MEM_NEW(&q->rec.steps, l->steps));
     TRY(MEM_NEW(&q->rec.switches, l->switches));
@@ -138,7 +134,7 @@ enum status session_create(struct session **out, struct decoder *dec, struct col
     TRY_GOTO(st, MEM_NEW(&s->seq, options->n_slots), fail);
     for (int32_t i = 0; i < options->n_slots; i++) {
         atomic_init(&s->seq[i].suspect, -1);
-        TRY_GOTO(st, sequence_create(&s->seq[i], &l, options, policy->ops->state_bytes), fail);
+        TRY_GOTO(st, sequence_create(&s->seq[i], &l), fail);
     }
     TRY_GOTO(st, MEM_NEW(&s->passes, l.passes), fail);
     TRY_GOTO(st, MEM_NEW(&s->chunk, options->prefill_chunk), fail);
@@ -152,7 +148,15 @@ enum status session_create(struct session **out, struct decoder *dec, struct col
                  fail);
         TRY_GOTO(st, MEM_NEW(&s->features, n), fail);
     }
-    TRY_GOTO(st, MEM_NEW(&s->message, 2 * (options->max_new_tokens + options->n_slots)), fail);
+    TRY_GOTO(st, MEM_NEW(&s->slots, options->n_slots), fail);
+    TRY_GOTO(st, MEM_NEW(&s->steps, options->n_slots), fail);
+    struct planner_options po = {.n_slots = options->n_slots,
+                                 .n_levels = levels->n,
+                                 .max_new_tokens = options->max_new_tokens,
+                                 .lag = options->lag > 0 ? options->lag : 1,
+                                 .max_turns = options->max_turns,
+                                 .remote = options->remote};
+    TRY_GOTO(st, planner_create(&s->planner, policy, coll, &po), fail);
     *out = s;
     return ST_OK;
 fail:
@@ -168,8 +172,6 @@ void session_destroy(struct session **session)
     }
     for (int32_t i = 0; s->seq && i < s->opt.n_slots; i++) {
         struct finished_record *r = &s->seq[i].rec;
-        plan_free(&s->seq[i].plan);
-        mem_free(s->seq[i].state);
         mem_free(r->turns);
         mem_free(r->steps);
         mem_free(r->switches);
@@ -181,7 +183,9 @@ void session_destroy(struct session **session)
     mem_free(s->tokens);
     mem_free(s->results);
     mem_free(s->features);
-    mem_free(s->message);
+    mem_free(s->slots);
+    mem_free(s->steps);
+    planner_destroy(&s->planner);
     mem_free(s);
     *session = NULL;
 }
@@ -225,54 +229,22 @@ static bool is_prefilling(const struct sequence *q)
     return q->active && q->n_fed < turn_n_prefill(q);
 }
 
-/* The first n ints of the message, from the first rank to all. A failure on the way ends the job.
- */
-static enum status broadcast_ints(struct session *s, int32_t n)
-{
-    struct tensor t = tensor_1d(s->message, DT_I32, n);
-    return collective_broadcast(s->coll, &t, 0);
-}
-
-/* The first rank's part of begin, plan and observe. */
-
-static enum status ask_begin(struct session *s, struct sequence *q, int32_t *prefill_level)
-{
-    return policy_begin(s->policy, &q->facts, q->state, s->levels->n, prefill_level);
-}
-
-static enum status ask_plan(struct session *s, struct sequence *q, const struct signals *signals)
-{
-    return policy_plan(s->policy, &q->facts, signals, q->state, s->levels->n, &q->plan);
-}
-
-static enum status ask_observe(struct session *s, struct sequence *q, const struct signals *signals,
-                               struct amendment *amendment)
-{
-    return policy_observe(s->policy, &q->facts, signals, q->state, s->levels->n, amendment);
-}
-
 static enum status begin_turn(struct session *s, struct sequence *q, int32_t slot)
 {
     q->n_fed = 0;
     q->n_new = 0;
-    q->probe = -1;
     q->turn_s = clock_s();
-    plan_clear(&q->plan);
-    q->facts = (struct prompt_facts){.ordinal = q->rec.ordinal,
-                                     .turn = q->turn,
-                                     .id = q->prompt->id ? q->prompt->id : "",
-                                     .task = q->prompt->task ? q->prompt->task : "",
-                                     .n_prompt_tok = turn_n_prefill(q),
-                                     .n_context_tok = decoder_n_filled(s->dec, slot),
-                                     .max_new_tokens = s->opt.max_new_tokens,
-                                     .dial = s->policy->dial};
-    if (s->coll->rank == 0) {
-        TRY(ask_begin(s, q, &s->message[0]));
-    }
-    TRY(broadcast_ints(s, 1));
-    q->plan.prefill = s->message[0];
+    const struct prompt_facts facts = {.ordinal = q->rec.ordinal,
+                                       .turn = q->turn,
+                                       .id = q->prompt->id ? q->prompt->id : "",
+                                       .task = q->prompt->task ? q->prompt->task : "",
+                                       .n_prompt_tok = turn_n_prefill(q),
+                                       .n_context_tok = decoder_n_filled(s->dec, slot),
+                                       .max_new_tokens = s->opt.max_new_tokens,
+                                       .dial = q->dial};
+    TRY(planner_begin(s->planner, slot, &facts, &q->prefill_level));
     q->rec.turns[q->turn] =
-        (struct turn_record){.prefill_level = q->plan.prefill, .n_prompt_tok = turn_n_prefill(q)};
+        (struct turn_record){.prefill_level = q->prefill_level, .n_prompt_tok = turn_n_prefill(q)};
     return ST_OK;
 }
 
@@ -284,7 +256,7 @@ static double unix_s(void)
 }
 
 enum status session_start(struct session *s, const struct prompt *prompt, int64_t ordinal,
-                          const uint64_t key[2], int32_t attempt)
+                          const uint64_t key[2], int32_t attempt, float dial)
 {
     int32_t slot = 0;
     while (slot < s->opt.n_slots && s->seq[slot].active) {
@@ -300,6 +272,7 @@ enum status session_start(struct session *s, const struct prompt *prompt, int64_
     q->prompt = prompt;
     q->turn = 0;
     q->carry = false;
+    q->dial = dial;
     q->started_s = clock_s();
     r->ordinal = ordinal;
     r->key[0] = key[0];
@@ -309,7 +282,7 @@ enum status session_start(struct session *s, const struct prompt *prompt, int64_
     r->replica = s->opt.replica;
     r->started_unix_s = unix_s();
     r->n_turns = prompt->n_turns;
-    r->n_steps = r->n_switches = r->n_passes = 0;
+    r->n_steps = r->n_switches = r->n_passes = r->n_decisions = 0;
     r->n_feature_tok = r->feature_dim = 0;
     TRY(begin_turn(s, q, slot));
     atomic_store(&s->at, EVERY_SLOT);
@@ -363,10 +336,12 @@ static enum status finish_prompt(struct session *s, struct sequence *q)
     q->rec.wall_s = clock_s() - q->started_s;
     q->rec.passes = s->passes;
     q->rec.n_passes = s->n_passes;
+    q->rec.decisions = planner_log(s->planner, (int32_t)(q - s->seq), &q->rec.n_decisions);
     if (s->opt.on_finished) {
         TRY(s->opt.on_finished(s->opt.ctx, &q->rec));
     }
     q->rec.passes = NULL;
+    q->rec.decisions = NULL;
     s->n_passes = 0;
     atomic_store(&q->suspect, -1);
     return ST_OK;
@@ -389,6 +364,7 @@ static enum status take_token(struct session *s, struct sequence *q, int32_t slo
     t->finish = eos ? FINISH_EOS : FINISH_LENGTH;
     t->decode_s = (float)(clock_s() - q->decode_s);
     record_realised(q);
+    planner_end(s->planner, slot);
     if (q->turn + 1 < q->prompt->n_turns) {
         q->turn++;
         q->carry = true;
@@ -456,31 +432,6 @@ static enum status take_features(struct session *s, struct signals *signals, int
     return ST_OK;
 }
 
-/* The policy's plan, from the first rank to all. */
-static enum status make_plan(struct session *s, struct sequence *q, int32_t slot,
-                             const struct token_result *result)
-{
-    struct plan *plan = &q->plan;
-    struct signals signals = signals_of(s, result, 0, -1, plan->prefill);
-    TRY(take_features(s, &signals, slot));
-    if (s->coll->rank == 0) {
-        TRY(ask_plan(s, q, &signals));
-        s->message[0] = plan->n;
-    }
-    TRY(broadcast_ints(s, 1));
-    int32_t n = s->message[0];
-    INVARIANT(n > 0 && n <= plan->capacity);
-    for (int32_t i = 0; s->coll->rank == 0 && i < n; i++) {
-        s->message[2 * i] = plan->at[i].step;
-        s->message[2 * i + 1] = plan->at[i].level;
-    }
-    TRY(broadcast_ints(s, 2 * n));
-    for (int32_t i = 0; s->coll->rank != 0 && i < n; i++) {
-        TRY(plan_add(plan, s->message[2 * i], s->message[2 * i + 1]));
-    }
-    return ST_OK;
-}
-
 static enum status prefill_chunk(struct session *s, struct sequence *q, int32_t slot)
 {
     int32_t total = turn_n_prefill(q), n = total - q->n_fed;
@@ -494,9 +445,9 @@ static enum status prefill_chunk(struct session *s, struct sequence *q, int32_t 
     struct token_result result = {0};
     struct pass_record pass;
     atomic_store(&s->at, slot);
-    enum status st = decoder_prefill(s->dec, slot, s->chunk, n, q->plan.prefill, &want,
+    enum status st = decoder_prefill(s->dec, slot, s->chunk, n, q->prefill_level, &want,
                                      last ? 1 : 0, &result, &pass);
-    TRY(blame(s, st, slot, -1, q->plan.prefill));
+    TRY(blame(s, st, slot, -1, q->prefill_level));
     keep_pass(s, &pass);
     q->n_fed += n;
     if (!last) {
@@ -514,79 +465,73 @@ static enum status prefill_chunk(struct session *s, struct sequence *q, int32_t 
         q->rec.n_feature_tok = total;
         q->rec.feature_dim = s->config->head_dim;
     }
-    TRY(make_plan(s, q, slot, &result));
+    struct signals signals = signals_of(s, &result, 0, -1, q->prefill_level);
+    TRY(take_features(s, &signals, slot));
+    TRY(planner_ask(s->planner, slot, -1, s->coll->rank == 0 ? &signals : NULL));
     return take_token(s, q, slot, result.token);
 }
 
-/* Amendments take effect at the next step. n tokens, probes among them. */
+/* n tokens, probes among them. */
 static enum status observe_steps(struct session *s, int32_t n)
 {
-    if (!s->observes) {
-        return ST_OK;
-    }
-    for (int32_t i = 0; s->coll->rank == 0 && i < n; i++) {
+    for (int32_t i = 0; s->observes && i < n; i++) {
         const struct decode_token *token = &s->tokens[i];
         if (token->probe) {
             continue;
         }
-        struct sequence *q = &s->seq[token->slot];
-        struct signals signals = signals_of(s, &s->results[i], i, q->n_new - 1, token->level);
-        struct amendment amendment;
+        int32_t step = s->seq[token->slot].n_new - 1;
+        struct signals signals = signals_of(s, &s->results[i], i, step, token->level);
         if (i + 1 < n && s->tokens[i + 1].probe) {
             signals.probe_level = s->tokens[i + 1].level;
             signals.probe_kl = s->results[i + 1].probe_kl;
         }
         atomic_store(&s->at, token->slot);
-        TRY(ask_observe(s, q, &signals, &amendment));
-        s->message[2 * token->slot] = amendment.level;
-        s->message[2 * token->slot + 1] = amendment.probe;
+        TRY(planner_ask(s->planner, token->slot, step, s->coll->rank == 0 ? &signals : NULL));
     }
     atomic_store(&s->at, EVERY_SLOT);
-    TRY(broadcast_ints(s, 2 * s->opt.n_slots));
-    for (int32_t i = 0; i < n; i++) {
-        struct sequence *q = &s->seq[s->tokens[i].slot];
-        const int32_t *answer = s->message + 2 * (size_t)s->tokens[i].slot;
-        if (s->tokens[i].probe) {
-            continue;
-        }
-        if (answer[0] >= 0) {
-            TRY(plan_amend(&q->plan, q->n_new, answer[0]));
-        }
-        q->probe = answer[1];
-    }
     return ST_OK;
 }
 
-/* The tokens of a decode pass, each followed by its probe if it has one. */
-static int32_t gather_tokens(struct session *s)
+/* The slots that run the next pass: s->slots and s->steps. */
+static int32_t choose_slots(struct session *s)
 {
     int32_t n = 0;
     for (int32_t slot = 0; slot < s->opt.n_slots; slot++) {
-        struct sequence *q = &s->seq[slot];
-        if (!q->active) {
-            continue;
-        }
-        int32_t step = q->n_new - 1; /* it consumes generated token `step` */
-        s->tokens[n++] = (struct decode_token){.slot = slot,
-                                               .id = q->last,
-                                               .level = plan_level(&q->plan, step),
-                                               .want = want_of(s, q, step + 1)};
-        if (q->probe >= 0) {
-            s->tokens[n++] = (struct decode_token){.slot = slot,
-                                                   .id = q->last,
-                                                   .level = q->probe,
-                                                   .probe = true,
-                                                   .want = {.target = -1}};
-            q->probe = -1;
+        if (s->seq[slot].active) {
+            s->slots[n] = slot;
+            s->steps[n++] = s->seq[slot].n_new - 1; // it consumes generated token `step`
         }
     }
     return n;
 }
 
+/* The tokens of a decode pass, each followed by its probe if it has one. */
+static enum status gather_tokens(struct session *s, int32_t *n_tokens)
+{
+    int32_t n_chosen = choose_slots(s), n = 0;
+    TRY(planner_settle(s->planner, n_chosen, s->slots, s->steps));
+    for (int32_t i = 0; i < n_chosen; i++) {
+        int32_t slot = s->slots[i], probe = planner_probe(s->planner, slot);
+        const struct sequence *q = &s->seq[slot];
+        s->tokens[n++] =
+            (struct decode_token){.slot = slot,
+                                  .id = q->last,
+                                  .level = planner_level(s->planner, slot, s->steps[i]),
+                                  .want = want_of(s, q, s->steps[i] + 1)};
+        if (probe >= 0) {
+            s->tokens[n++] = (struct decode_token){
+                .slot = slot, .id = q->last, .level = probe, .probe = true, .want = {.target = -1}};
+        }
+    }
+    *n_tokens = n;
+    return ST_OK;
+}
+
 static enum status decode_pass(struct session *s)
 {
-    int32_t n = gather_tokens(s), bad = 0;
+    int32_t n = 0, bad = 0;
     struct pass_record pass;
+    TRY(gather_tokens(s, &n));
     enum status st = decoder_step(s->dec, s->tokens, n, s->results, &pass);
     for (int32_t i = n - 1; i >= 0 && st == ST_NUMERIC; i--) {
         bad = s->results[i].token < 0 ? i : bad;

@@ -21,6 +21,7 @@ struct settings {
     struct {
         char name[SETTINGS_WORD_BYTES]; /* backend.name: cpu, cpu_ref, cuda */
         int32_t threads;                /* backend.threads per rank; 0 = what the rank may use */
+        char isa[SETTINGS_WORD_BYTES];  /* backend.isa: auto, avx512, avx2, scalar */
     } backend;
     struct {
         int32_t tensor_ranks; /* parallel.tensor_ranks: ranks that hold one replica together */
@@ -40,6 +41,15 @@ struct settings {
         int64_t seed;           /* decode.seed */
         bool stop_at_eos;       /* decode.stop_at_eos */
     } decode;
+    struct {
+        char rank[SETTINGS_WORD_BYTES]; /* service.rank: inline, own */
+        int32_t lag;                    /* service.lag: steps from a request to its effect */
+    } service;
+    struct {
+        double average_bits; /* budget.average_bits of decode steps over all prompts; 0 = none */
+        double ms_per_token; /* budget.ms_per_token; 0 = none */
+        int32_t window;      /* budget.window: leases whose outcome a lease's dial does not know */
+    } budget;
     struct {
         char format[SETTINGS_WORD_BYTES]; /* kv.format: auto, f16, f32 */
     } kv;

@@ -13,7 +13,9 @@
 #define TWO_53 9007199254740992.0
 
 static const char *const activation_words[] = {"last", "all", NULL};
+static const char *const isa_words[] = {"auto", "avx512", "avx2", "scalar", NULL};
 static const char *const kv_words[] = {"auto", "f16", "f32", NULL};
+static const char *const service_words[] = {"inline", "own", NULL};
 static const char *const log_words[] = {"error", "warn", "info", "debug", NULL};
 
 static const struct setting_row rows[] = {
@@ -27,6 +29,9 @@ static const struct setting_row rows[] = {
      "answer. cuda: one GPU per rank."},
     {"backend.threads", SET_I32, FIELD(backend.threads), 0, 4096, NULL, "0", "",
      "OpenMP threads of each rank. 0: as many as the rank may use. The tokens never depend on it."},
+    {"backend.isa", SET_TEXT, FIELD(backend.isa), 0, 0, isa_words, "auto", "",
+     "Instruction set of the cpu backend. auto: the widest of each node; ranks that differ are "
+     "refused, and then a word here that all nodes have helps: avx512, avx2 or scalar."},
 
     {"parallel.tensor_ranks", SET_I32, FIELD(parallel.tensor_ranks), 1, 4096, NULL, "1", "ranks",
      "MPI ranks that share one copy of the model (tensor parallelism). The number of ranks divided "
@@ -118,6 +123,26 @@ static const struct setting_row rows[] = {
      "quarter of it one level down."},
     {"policy.replay", SET_TEXT, FIELD(policy.replay), 0, 0, NULL, "", "",
      "Run file whose recorded plans the replay policy repeats; pmpd run --replay sets it."},
+
+    {"service.rank", SET_TEXT, FIELD(service.rank), 0, 0, service_words, "inline", "",
+     "Where leases, plans that need a model, and the budget are decided. inline: on rank 0, which "
+     "also decodes and looks after them between two passes. own: on rank 0 alone, and the other "
+     "ranks decode: start one rank more. The tokens never depend on it."},
+    {"service.lag", SET_I32, FIELD(service.lag), 1, 1024, NULL, "1", "steps",
+     "What is decided after a step takes effect so many steps later (prefill is step -1); until "
+     "then the level in force stays, at first that of prefill. More lets a plan be made while the "
+     "replica goes on decoding. It decides tokens."},
+
+    {"budget.average_bits", SET_F64, FIELD(budget.average_bits), 0, 64, NULL, "0", "bits",
+     "Hold the average bits of the decode steps of all prompts together at this value by moving "
+     "the policy's dial from prompt to prompt; for a policy that listens to its dial. 0: off."},
+    {"budget.ms_per_token", SET_F64, FIELD(budget.ms_per_token), 0, 1e9, NULL, "0", "ms",
+     "The same for the time of a decode step with full slots, by a table of costs that is measured "
+     "at the first start and kept in the run directory (costs.txt). 0: off."},
+    {"budget.window", SET_I32, FIELD(budget.window), 1, 1048576, NULL, "16", "prompts",
+     "The dial of a prompt follows from what the prompts up to so many places before it cost. It "
+     "limits how many prompts are under way at once: take about twice the slots of all replicas. "
+     "It decides tokens."},
 
     {"prompts.path", SET_TEXT, FIELD(prompts.path), 0, 0, NULL, "", "",
      "Prompt file, JSONL: one object per line with turns (a list of texts) and optionally id, "

@@ -130,7 +130,7 @@ static enum status generate(struct engine *e, struct policy *policy, const struc
     TRY_GOTO(st,
              session_create(&session, e->dec, &e->coll, policy, &e->levels, &e->source.config, &o),
              done);
-    TRY_GOTO(st, session_start(session, prompt, 0, key, 1), done);
+    TRY_GOTO(st, session_start(session, prompt, 0, key, 1, policy->dial), done);
     while (session_n_active(session) > 0) {
         TRY_GOTO(st, session_advance(session), done);
     }

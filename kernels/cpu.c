@@ -15,6 +15,27 @@
 
 enum { MAX_THREADS = 1024, SUM_BLOCK = 128 };
 
+/* The instruction set called name; "auto": the widest that this processor has. */
+static enum status choose_isa(const struct cpu_isa **out, const char *name)
+{
+    const struct cpu_isa *const known[] = {cpu_isa_avx512(), cpu_isa_avx2(), &cpu_isa_scalar};
+    char here[64] = "";
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
+        if (!known[i]) {
+            continue;
+        }
+        if (strcmp(name, "auto") == 0 || strcmp(name, known[i]->name) == 0) {
+            *out = known[i];
+            return ST_OK;
+        }
+        strcat(here, " ");
+        strcat(here, known[i]->name);
+    }
+    FAIL(ST_UNSUPPORTED,
+         "the instruction set \"%s\" is not to be had on this processor: expected auto or one of%s",
+         name, here);
+}
+
 static enum status cpu_open(struct backend *be, const struct backend_options *options)
 {
     int n_threads = options->n_threads;
@@ -25,10 +46,11 @@ static enum status cpu_open(struct backend *be, const struct backend_options *op
     if (n_threads == 0) {
         n_threads = omp_get_max_threads(); /* knows the affinity mask and OMP_NUM_THREADS */
     }
+    const struct cpu_isa *isa = NULL;
+    TRY(choose_isa(&isa, options->isa ? options->isa : "auto"));
     struct cpu *cpu = NULL;
     TRY(MEM_NEW(&cpu, 1));
-    const struct cpu_isa *best = cpu_isa_avx2();
-    cpu->isa = best ? best : &cpu_isa_scalar;
+    cpu->isa = isa;
     cpu->n_threads = n_threads > 0 ? n_threads : 1;
     be->impl = cpu;
     return ST_OK;

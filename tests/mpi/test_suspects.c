@@ -117,7 +117,7 @@ static void start(struct prompt *p, int64_t ordinal, int32_t slot)
 {
     const uint64_t key[2] = {1, (uint64_t)ordinal};
     in_slot[slot] = ordinal;
-    CHECK_OK(session_start(session, p, ordinal, key, 1));
+    CHECK_OK(session_start(session, p, ordinal, key, 1, 0.5f));
 }
 
 /* Prefills what was started last, which at_work names. */
