@@ -244,6 +244,7 @@ static enum status add_to_batch(struct service *s, int32_t job)
     t->task[h->task_bytes - 1] = '\0';
     t->facts = h->facts;
     t->facts.task = t->task;
+    t->facts.id = ""; /* does not travel: a policy that looks prompts up is asked at home */
     plan_clear(&j->plan);
     j->plan.prefill = h->prefill;
     t->in_batch = true;

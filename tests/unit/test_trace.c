@@ -120,25 +120,25 @@ static void check_equal(const struct finished_record *a, const struct finished_r
 static void test_bytes(void)
 {
     static const unsigned char expected[] = {
-        3,    0,    0,    0,                                           // version
-        0x9a, 0x78, 0x56, 0x34, 0x12, 0,    0,    0,                   // ordinal
-        0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11,                // key
-        2,    0,    0,    0,    0,    0,    0,    0,                   //
-        1,    0,    0,    0,    3,    0,    0,    0,    5, 0, 0,    0, // attempt, epoch, replica
-        0,    0,    0,    0,    0,    0,    0xf8, 0x3f,                // 1.5
-        0,    0,    0,    0,    0,    0,    0xe8, 0x3f,                // 0.75
-        1,    0,    0,    0,    0,    0,    0,    0,    0, 0, 0,    0,    0, 0, 0, 0, 0,
-        0,    0,    0,                               // 1 turn, no steps ... decisions
-        0,    0,    0,    0,    0,    0,    0,    0, // no features
-        2,    0,    0,    0,    2,    0,    0,    0,    0, 0, 0,    0,    1, 0, 0, 0, // turn:
-                                                                                      // tokens,
-                                                                                      // finish,
-                                                                                      // prefill
-                                                                                      // level
-        0xfe, 0xff, 0xff, 0xff,                                                       // token0 -2
-        0,    0,    0x80, 0xbf, 0,    0,    0,    0x3f, 0, 0, 0x80, 0x3f,             // -1, 0.5, 1
-        0,    0,    0,    0,    0,    0,    0,    0,    // steps, switches
-        0,    0,    0,    0x3e, 0,    0,    0x80, 0x3e, // 0.125, 0.25
+        3, 0, 0, 0,                                     // version
+        0x9a, 0x78, 0x56, 0x34, 0x12, 0, 0, 0,          // ordinal
+        0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11, // key
+        2, 0, 0, 0, 0, 0, 0, 0,                         //
+        1, 0, 0, 0, 3, 0, 0, 0, 5, 0, 0, 0,             // attempt, epoch, replica
+        0, 0, 0, 0, 0, 0, 0xf8, 0x3f,                   // 1.5
+        0, 0, 0, 0, 0, 0, 0xe8, 0x3f,                   // 0.75
+        1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+        0,                                                 // 1 turn, no steps ... decisions
+        0, 0, 0, 0, 0, 0, 0, 0,                            // no features
+        2, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0,    // turn:
+                                                           // tokens,
+                                                           // finish,
+                                                           // prefill
+                                                           // level
+        0xfe, 0xff, 0xff, 0xff,                            // token0 -2
+        0, 0, 0x80, 0xbf, 0, 0, 0, 0x3f, 0, 0, 0x80, 0x3f, // -1, 0.5, 1
+        0, 0, 0, 0, 0, 0, 0, 0,                            // steps, switches
+        0, 0, 0, 0x3e, 0, 0, 0x80, 0x3e,                   // 0.125, 0.25
     };
     struct turn_record turn = turns[1];
     turn.token0 = -2;
