@@ -60,7 +60,8 @@ struct signals {
     float margin;   /* largest minus second largest logit */
     float max_prob; /* probability of the most likely token */
 
-    /* SIGNAL_HIDDEN: of the final norm's input (hidden): its mean and root of the mean square. */
+    /* NaN without their bit. SIGNAL_HIDDEN: of the final norm's input (hidden): its mean and root
+     * of the mean square. */
     float hidden_mean, hidden_rms;
     /* SIGNAL_KV_NORMS: Euclidean norms of the new K and V rows of the last layer, all KV heads
      * together. */

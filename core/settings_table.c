@@ -158,6 +158,9 @@ static const struct setting_row rows[] = {
     {"output.kv_features", SET_BOOL, FIELD(output.kv_features), 0, 0, NULL, "false", "",
      "Also record the keys and values of the last layer after prefill, averaged over heads "
      "(/kv_features of run.h5)."},
+    {"output.signals", SET_BOOL, FIELD(output.signals), 0, 0, NULL, "false", "",
+     "Also record what each step's hidden state and new K and V rows look like: hidden_mean, "
+     "hidden_rms, k_norm and v_norm of /steps."},
 
     {"run.name", SET_TEXT, FIELD(run.name), 0, 0, NULL, "", "",
      "Name of the run in run.h5 and answers.jsonl. Empty: made from model and policy."},

@@ -20,7 +20,9 @@ POLICIES = {
     "learned": {},
 }
 WORLDS = [{"tensor": 1, "slots": 4}, {"tensor": 2, "slots": 3}, {"tensor": 1, "replicas": 2, "slots": 2, "threads": 2}]
-SHAPE = np.dtype([(n, "<i4") for n in ("head_dim", "n_kv_heads", "n_groups", "n_queries", "n_in", "n_hidden", "n_classes")])
+COLUMNS = ("level", "token", "logprob", "max_prob", "probe_kl", "hidden_mean", "hidden_rms", "k_norm", "v_norm")
+SHAPE = np.dtype([(n, "<i4") for n in ("head_dim", "n_kv_heads", "n_groups", "n_queries", "n_in", "n_hidden",
+                                       "n_classes")])
 
 
 def write_classifier(path, head_dim, digest, high, low, seed):
@@ -58,7 +60,8 @@ class Policies(Case):
 
     def write_run(self, name, policy, tensor=1, slots=1, threads=1, **more):
         settings = {"model__path": self.nested, "prompts__path": self.folder / "prompts.jsonl",
-                    "output__dir": self.folder / name, "decode__max_new_tokens": 24, "decode__context": 128,
+                    "output__dir": self.folder / name, "output__signals": True, "decode__max_new_tokens": 24,
+                    "decode__context": 128,
                     "decode__stop_at_eos": False, "decode__slots": slots, "backend__threads": threads,
                     "parallel__tensor_ranks": tensor, "parallel__reproducible": True, "policy__name": policy,
                     "policy__prefill": "4", "policy__levels": "4 3 2"}
@@ -70,7 +73,7 @@ class Policies(Case):
         with h5py.File(self.folder / name / "run.h5") as run:
             steps = np.sort(run["steps"][:], order=("prompt", "step"))
         return {k: np.ascontiguousarray(steps[k]).view(np.uint32)
-                for k in ("level", "token", "logprob", "max_prob", "probe_kl")}
+                for k in COLUMNS}
 
     def test_decisions(self):
         digest = result("inspect", self.nested)["digest"]
@@ -88,6 +91,8 @@ class Policies(Case):
                 self.assertGreater(len(set(runs[0]["level"])), 1, "one level only: nothing was decided")
                 probed = ~np.isnan(runs[0]["probe_kl"].view(np.float32))
                 self.assertEqual(probed.any(), policy == "error-feedback")
+                for name in ("hidden_rms", "k_norm", "v_norm"):
+                    self.assertGreater(runs[0][name].view(np.float32).min(), 0)
         # the plans of error-feedback by themselves: the same tokens, without a probe
         again = result("run", "--replay", self.folder / "error-feedback-0" / "run.h5", "--set",
                        f"output.dir={self.folder / 'again'}")
@@ -96,7 +101,8 @@ class Policies(Case):
 
     def test_a_classifier_of_another_run(self):
         file = self.folder / "c.h5"
-        for digest, high, dim, says in (("0" * 32, "4", self.head_dim, "0" * 32), ("", "3", self.head_dim, "high level"),
+        for digest, high, dim, says in (("0" * 32, "4", self.head_dim, "0" * 32),
+                                        ("", "3", self.head_dim, "high level"),
                                         ("", "4", self.head_dim + 1, "head dimension")):
             write_classifier(file, dim, digest, high, "2", seed=1)
             done = pmpd("run", self.write_run("bad", "learned", policy__classifier=str(file), policy__levels="4 2"),
