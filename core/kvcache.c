@@ -80,7 +80,7 @@ static enum status read_head(const struct kvcache *kv, const struct tensor *t, i
 
 enum status kvcache_features(const struct kvcache *kv, struct collective *coll,
                              const struct model_shard *shard, int32_t n_kv_heads, int32_t slot,
-                             int32_t n_tok, float *out, float *scratch)
+                             int32_t n_tok, bool all_heads, float *out, float *scratch)
 {
     size_t n = (size_t)n_tok * (size_t)kv->head_dim;
     size_t counts[SHARD_MAX_SEGMENTS];
@@ -112,8 +112,12 @@ enum status kvcache_features(const struct kvcache *kv, struct collective *coll,
                           own + (size_t)(h - first_own) * n));
         }
         part = tensor_1d(own, DT_F32, (int32_t)counts[coll->rank]);
-        whole = tensor_1d(heads, DT_F32, (int32_t)((size_t)n_kv_heads * n));
+        float *to = all_heads ? out + (size_t)which * (size_t)n_kv_heads * n : heads;
+        whole = tensor_1d(to, DT_F32, (int32_t)((size_t)n_kv_heads * n));
         TRY(collective_all_gather(coll, &whole, &part, counts));
+        if (all_heads) {
+            continue;
+        }
         float *mean = out + (size_t)which * n;
         memset(mean, 0, n * sizeof *mean);
         for (int32_t h = 0; h < n_kv_heads; h++) {

@@ -64,12 +64,12 @@ static enum status set_text(struct settings *s, const char *key, const char *val
 enum status args_parse(struct args *out, const struct env *env, int argc, char **argv,
                        const struct arg_option *own, int n_words, const char *usage)
 {
-    const char *bits = NULL, *backend = NULL, *threads = NULL, *kv = NULL, *segments = NULL;
+    const char *bits = NULL, *backend = NULL, *threads = NULL, *kv = NULL, *segments = NULL,
+               *isa = NULL;
     const struct arg_option common[] = {
-        {"bits", &bits, NULL},         {"backend", &backend, NULL},
-        {"threads", &threads, NULL},   {"kv", &kv, NULL},
-        {"segments", &segments, NULL}, {"json", NULL, &out->json},
-        {"help", NULL, &out->help},    {NULL, NULL, NULL},
+        {"bits", &bits, NULL},      {"backend", &backend, NULL},   {"threads", &threads, NULL},
+        {"kv", &kv, NULL},          {"segments", &segments, NULL}, {"isa", &isa, NULL},
+        {"json", NULL, &out->json}, {"help", NULL, &out->help},    {NULL, NULL, NULL},
     };
     const struct arg_option *lists[] = {common, own};
     struct arg_option known[MOST_OPTIONS];
@@ -128,6 +128,9 @@ enum status args_parse(struct args *out, const struct env *env, int argc, char *
     }
     if (threads) {
         TRY(set_text(s, "backend.threads", threads));
+    }
+    if (isa) {
+        TRY(set_text(s, "backend.isa", isa));
     }
     if (kv) {
         TRY(set_text(s, "kv.format", kv));

@@ -1,7 +1,6 @@
 /* What the model subcommands (generate, perplexity, logits) have in common on the command line: the
- * model, --bits, --backend, --threads, --kv, --segments, --json, --help; under mpirun all ranks
- * form one replica.
- * SPDX-License-Identifier: Apache-2.0
+ * model, --bits, --backend, --threads, --isa, --kv, --segments, --json, --help; under mpirun all
+ * ranks form one replica. SPDX-License-Identifier: Apache-2.0
  */
 #ifndef PMPD_EXPERIMENTS_ARGS_H
 #define PMPD_EXPERIMENTS_ARGS_H
@@ -37,6 +36,7 @@ MUST_CHECK enum status args_parse(struct args *out, const struct env *env, int a
     "                   (default: the most the model holds)\n"                                   \
     "  --backend NAME   cpu (default), cpu_ref (slow, exact), cuda\n"                            \
     "  --threads N      CPU threads per rank (default: what the rank may use)\n"                 \
+    "  --isa NAME       auto (default), avx512, avx2, scalar: the cpu backend's instructions\n"  \
     "  --kv FORMAT      KV cache: f16 or f32 (default: f32 for an unquantised model on CPU)\n"   \
     "  --segments S     sum in S parts (parallel.reproducible): the same bits on every number\n" \
     "                   of ranks that fits, at most S\n"                                         \

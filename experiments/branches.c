@@ -110,7 +110,7 @@ static enum status prefill(struct branches *b, struct branches_prompt *p, int32_
         TRY(show(b, which, 0, 0, b->logits));
     }
     if (p->features) {
-        TRY(decoder_features(dec, slot, p->n_ids, p->features));
+        TRY(decoder_features(dec, slot, p->n_ids, b->o->all_heads, p->features));
     }
     take(b, p, which, 0, b->results);
     return ST_OK;

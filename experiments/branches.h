@@ -26,6 +26,7 @@ struct branches_options {
     int32_t at[BRANCHES_MAX]; /* (n_branches) ascending, >= 0 */
     int32_t max_new_tokens;
     bool stop_at_eos;
+    bool all_heads;                /* features of every KV head instead of their mean */
     branches_logits_fn *on_logits; /* may be NULL */
     void *ctx;
 };
@@ -41,7 +42,8 @@ struct branches_prompt {
     int32_t *n_new;  /* (1 + n_branches) */
     float *signals;  /* (max_new_tokens, 3) logprob, entropy, margin of the main sequence's
                         tokens; may be NULL */
-    float *features; /* (2, n_ids, head_dim) after prefill; may be NULL */
+    float *features; /* (2, heads, n_ids, head_dim) after prefill; heads 1, or n_kv_heads
+                         with all_heads; may be NULL */
 };
 
 struct branches;

@@ -36,6 +36,8 @@ static const char usage[] =
     "                       one, in nats per token)\n"
     "  --prefixes N         instead of the prompts N random prefixes of each prompt with its\n"
     "                       reference answer, at least --prefix-min tokens (default 32)\n"
+    "  --heads H            features: mean over the KV heads (default), or all of them (for the\n"
+    "                       policy learned-heads)\n"
     "  --seed S             of the prefixes (default 42)\n"
     "  --set key=value      overrides a setting; decode.slots prompts are decoded side by side\n"
     "The replicas share the prompts and keep what is done in OUT.h5.parts (a folder that all "
@@ -51,6 +53,7 @@ struct job {
     struct settings settings;
     const char *config, *out, *reference, *reference_level;
     enum criterion criterion;
+    bool all_heads;
     struct work_options options;
     struct dataset_facts facts;
     struct model_config model;
@@ -109,7 +112,8 @@ static enum status parse_candidates(struct dataset_facts *f, const char *text)
 }
 
 struct words {
-    const char *high, *low, *candidates, *criterion, *tolerance, *prefixes, *prefix_min, *seed;
+    const char *high, *low, *candidates, *criterion, *tolerance, *prefixes, *prefix_min, *seed,
+        *heads;
 };
 
 static enum status read_options(struct job *j, const struct words *w)
@@ -130,6 +134,10 @@ static enum status read_options(struct job *j, const struct words *w)
     TRY(w->prefixes ? parse_number(&n, "prefixes", w->prefixes, 10000) : ST_OK);
     TRY(w->prefix_min ? parse_number(&min, "prefix-min", w->prefix_min, 1e6) : ST_OK);
     TRY(w->seed ? parse_number(&seed, "seed", w->seed, 1e15) : ST_OK);
+    if (w->heads && strcmp(w->heads, "mean") != 0 && strcmp(w->heads, "all") != 0) {
+        FAIL(ST_USER, "--heads: expected mean or all, found \"%s\"", w->heads);
+    }
+    j->all_heads = w->heads && strcmp(w->heads, "all") == 0;
     f->tolerance = tolerance;
     snprintf(f->criterion, sizeof f->criterion, "%s", criterion_name[j->criterion]);
     snprintf(f->high, sizeof f->high, "%s", w->high);
@@ -159,6 +167,7 @@ static enum status parse_command(struct job *j, int argc, char **argv)
         {"--prefixes", &w.prefixes},
         {"--prefix-min", &w.prefix_min},
         {"--seed", &w.seed},
+        {"--heads", &w.heads},
     };
     for (int i = 1; i < argc; i++) {
         bool known = strcmp(argv[i], "--set") == 0;
@@ -245,6 +254,7 @@ static enum status read_model(struct job *j)
              j->settings.model.path, j->model.vocab, j->reference, vocab);
     }
     j->facts.head_dim = j->model.head_dim;
+    j->facts.n_kv_heads = j->all_heads ? j->model.n_kv_heads : 1;
     j->facts.max_new_tokens = j->settings.decode.max_new_tokens;
     j->options.most_tok = least - j->facts.max_new_tokens;
     if (j->options.most_tok < 1) {
@@ -287,10 +297,10 @@ static void describe(struct job *j)
     const struct dataset_facts *f = &j->facts;
     int n = snprintf(j->depends, sizeof j->depends,
                      "dataset 1\nmodel %s\nreference %s %s\nhigh %s\nlow %s\ncriterion %s %.17g\n"
-                     "new %d\neos %d\nbackend %s\nchunk %d\nkv %s\n%s %d\n",
+                     "new %d\neos %d\nheads %d\nbackend %s\nchunk %d\nkv %s\n%s %d\n",
                      f->model_digest, f->reference_digest, f->reference, f->high, f->low,
                      f->criterion, f->tolerance, f->max_new_tokens, s->decode.stop_at_eos,
-                     s->backend.name, s->decode.prefill_chunk, s->kv.format,
+                     f->n_kv_heads, s->backend.name, s->decode.prefill_chunk, s->kv.format,
                      s->parallel.reproducible ? "segments" : "tensor_ranks",
                      s->parallel.reproducible ? s->parallel.segments : s->parallel.tensor_ranks);
     for (int32_t i = 0; i < f->n_candidates; i++) {
@@ -369,11 +379,18 @@ static void stage_close(struct stage *s)
     journal_close(&s->job->journal);
 }
 
+/* Of a prompt, at most. */
+static size_t feature_floats(const struct job *j)
+{
+    return 2 * (size_t)j->facts.n_kv_heads * (size_t)j->options.most_tok *
+           (size_t)j->facts.head_dim;
+}
+
 static enum status stage_allocate(struct stage *s)
 {
     size_t side = (size_t)s->n_side, sequences = side * (size_t)(1 + s->o.n_branches);
     size_t t = (size_t)s->o.max_new_tokens;
-    size_t feature = 2 * (size_t)s->job->options.most_tok * (size_t)s->job->model.head_dim;
+    size_t feature = feature_floats(s->job);
     TRY(MEM_NEW(&s->group, side));
     TRY(MEM_NEW(&s->items, side));
     TRY(MEM_NEW(&s->tokens, sequences * t));
@@ -424,6 +441,7 @@ static enum status stage_open(struct stage *s, struct job *j, bool is_reference)
     s->o = (struct branches_options){.n_branches = is_reference ? 0 : f->n_candidates,
                                      .max_new_tokens = f->max_new_tokens,
                                      .stop_at_eos = settings.decode.stop_at_eos,
+                                     .all_heads = j->all_heads,
                                      .ctx = s};
     if (j->criterion == CRITERION_KL) {
         s->o.on_logits = is_reference ? on_reference_logits : on_forced_logits;
@@ -450,7 +468,7 @@ static enum status stage_open(struct stage *s, struct job *j, bool is_reference)
 static void fill_group(struct stage *s, int32_t n)
 {
     size_t t = (size_t)s->o.max_new_tokens, sequences = (size_t)(1 + s->o.n_branches);
-    size_t feature = 2 * (size_t)s->job->options.most_tok * (size_t)s->job->model.head_dim;
+    size_t feature = feature_floats(s->job);
     for (int32_t i = 0; i < n; i++) {
         size_t k = (size_t)i;
         s->group[i] = (struct branches_prompt){

@@ -21,7 +21,9 @@ static const char usage[] =
     "depend on the number of ranks; more than 8 help a search only.\n"
     "  --kind K          kv (default): one look at K and V after prefill, for the policy learned;\n"
     "                    step: looks at the signals of the steps so far, for step-learned\n"
-    "  --groups G        kv: pooled vectors (default 4)      --queries Q  of each (default 4)\n"
+    "  --groups G        kv: pooled vectors (default 4; of a dataset with --heads all: one a "
+    "head)\n"
+    "  --queries Q       kv: of each pooled vector (default 4)\n"
     "  --hidden H        width of the MLP (default: that of its input)\n"
     "  --epochs N        at most (default 60)                --patience P epochs without a better\n"
     "                    validation loss end it (default 8)\n"
@@ -180,7 +182,7 @@ static enum status make_classifier(struct train_job *j, const struct trial *t, s
                                            .model_digest = f->model_digest,
                                            .high = f->high,
                                            .low = f->low,
-                                           .n_kv_heads = 1,
+                                           .n_kv_heads = f->n_kv_heads,
                                            .head_dim = f->head_dim,
                                            .n_in = train_job_n_in(j)};
         TRY(classifier_check_use(c, j->from, &use));
@@ -190,8 +192,8 @@ static enum status make_classifier(struct train_job *j, const struct trial *t, s
         }
         j->options.warm = true;
     } else {
-        struct classifier_shape s =
-            search_shape(t, j->kind, f->head_dim, train_job_n_in(j), train_job_n_classes(j));
+        struct classifier_shape s = search_shape(t, j->kind, f->n_kv_heads, f->head_dim,
+                                                 train_job_n_in(j), train_job_n_classes(j));
         s.n_hidden = s.n_hidden ? s.n_hidden : s.n_in;
         TRY(classifier_create(c, &s));
     }

@@ -72,8 +72,9 @@ static enum status train_one(struct train_job *j, struct trial *t)
     struct classifier c;
     struct collective alone;
     struct train_history history;
-    struct classifier_shape shape = search_shape(t, j->kind, j->dataset.facts.head_dim,
-                                                 train_job_n_in(j), train_job_n_classes(j));
+    struct classifier_shape shape =
+        search_shape(t, j->kind, j->dataset.facts.n_kv_heads, j->dataset.facts.head_dim,
+                     train_job_n_in(j), train_job_n_classes(j));
     struct train_options options = search_options(t, &j->options);
     struct train_data data = {j->samples[SPLIT_TRAIN].sample, j->samples[SPLIT_VALIDATION].sample,
                               j->samples[SPLIT_TRAIN].n, j->samples[SPLIT_VALIDATION].n};

@@ -15,6 +15,27 @@
 
 enum { MAX_THREADS = 1024, SUM_BLOCK = 128 };
 
+/* The instruction set called name; "auto": the widest that this processor has. */
+static enum status choose_isa(const struct cpu_isa **out, const char *name)
+{
+    const struct cpu_isa *const known[] = {cpu_isa_avx512(), cpu_isa_avx2(), &cpu_isa_scalar};
+    char here[64] = "";
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
+        if (!known[i]) {
+            continue;
+        }
+        if (strcmp(name, "auto") == 0 || strcmp(name, known[i]->name) == 0) {
+            *out = known[i];
+            return ST_OK;
+        }
+        strcat(here, " ");
+        strcat(here, known[i]->name);
+    }
+    FAIL(ST_UNSUPPORTED,
+         "the instruction set \"%s\" is not to be had on this processor: expected auto or one of%s",
+         name, here);
+}
+
 static enum status cpu_open(struct backend *be, const struct backend_options *options)
 {
     int n_threads = options->n_threads;
@@ -25,10 +46,11 @@ static enum status cpu_open(struct backend *be, const struct backend_options *op
     if (n_threads == 0) {
         n_threads = omp_get_max_threads(); /* knows the affinity mask and OMP_NUM_THREADS */
     }
+    const struct cpu_isa *isa = NULL;
+    TRY(choose_isa(&isa, options->isa ? options->isa : "auto"));
     struct cpu *cpu = NULL;
     TRY(MEM_NEW(&cpu, 1));
-    const struct cpu_isa *best = cpu_isa_avx2();
-    cpu->isa = best ? best : &cpu_isa_scalar;
+    cpu->isa = isa;
     cpu->n_threads = n_threads > 0 ? n_threads : 1;
     be->impl = cpu;
     return ST_OK;
@@ -231,6 +253,49 @@ static enum status cpu_activate(struct backend *be, struct tensor *y, const stru
     return ST_OK;
 }
 
+/* Lanes, each in f32 in its own order, then the lanes in double in theirs. */
+static void part_moments(float out[2], const float *x, int32_t n)
+{
+    enum { LANES = 16 };
+    float sum[LANES] = {0}, squares[LANES] = {0};
+    double all = 0, all_squares = 0;
+    int32_t whole = n / LANES * LANES;
+    for (int32_t i = 0; i < whole; i += LANES) {
+        for (int j = 0; j < LANES; j++) {
+            float v = x[i + j];
+            sum[j] += v;
+            squares[j] += v * v;
+        }
+    }
+    for (int32_t i = whole; i < n; i++) {
+        sum[i - whole] += x[i];
+        squares[i - whole] += x[i] * x[i];
+    }
+    for (int j = 0; j < LANES; j++) {
+        all += (double)sum[j];
+        all_squares += (double)squares[j];
+    }
+    out[0] = (float)all;
+    out[1] = (float)all_squares;
+}
+
+static enum status cpu_moments(struct backend *be, struct tensor *out, const struct tensor *x,
+                               const int32_t *cut, int32_t n_cuts)
+{
+    (void)be;
+    int32_t n_tok = x->dims[0], n = x->dims[1];
+    const int32_t whole[] = {0, n};
+    float *to = out->data;
+    cut = cut ? cut : whole;
+    for (int32_t t = 0; t < n_tok; t++) {
+        const float *row = (const float *)x->data + (size_t)t * (size_t)n;
+        for (int32_t c = 0; c < n_cuts; c++, to += 2) {
+            part_moments(to, row + cut[c], cut[c + 1] - cut[c]);
+        }
+    }
+    return ST_OK;
+}
+
 static enum status cpu_logit_stats(struct backend *be, struct logit_stats *out,
                                    const struct tensor *logits, int32_t first_id,
                                    const int32_t *cut, int32_t n_cuts,
@@ -294,6 +359,7 @@ const struct backend_ops cpu_ops = {
     .attention = cpu_attention,
     .glu = cpu_glu,
     .activate = cpu_activate,
+    .moments = cpu_moments,
     .logit_stats = cpu_logit_stats,
     .top_k = cpu_top_k,
 };

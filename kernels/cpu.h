@@ -31,7 +31,7 @@ struct nested_row {
  * segments: n_segments <= CPU_MAX_SEGMENTS, segment s is the columns cut[s]..cut[s + 1]; each sum
  * is the same bit for bit as that of the segment alone. */
 struct cpu_isa {
-    const char *name; /* "avx2", "scalar" */
+    const char *name; /* "avx512", "avx2", "scalar" */
     /* out[s * CPU_TILE_ROOM + j] = sum w[i] x[j][i] over segment s, for n_x <= CPU_TILE vectors x;
      * the same bit for bit whatever n_x. */
     void (*dots)(float *out, const float *w, const float *const *x, int n_x, const int32_t *cut,
@@ -54,8 +54,10 @@ struct cpu_isa {
 };
 
 extern const struct cpu_isa cpu_isa_scalar;
-/* The AVX2 + FMA + F16C loops, or NULL when this processor or build has none. */
+/* Loops of an instruction set, or NULL when this processor or build lacks it: AVX2, FMA and F16C;
+ * AVX-512 with F, BW, DQ, VL, VBMI and VNNI. */
 const struct cpu_isa *cpu_isa_avx2(void);
+const struct cpu_isa *cpu_isa_avx512(void);
 
 struct cpu {
     const struct cpu_isa *isa;

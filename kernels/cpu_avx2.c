@@ -438,9 +438,34 @@ const struct cpu_isa *cpu_isa_avx2(void)
     return has_all ? &isa_avx2 : NULL;
 }
 
+const struct cpu_isa *cpu_isa_avx512(void)
+{
+    static const struct cpu_isa isa = {
+        .name = "avx512",
+        .dots = avx2_dots,
+        .dot_segments = avx2_dot_segments,
+        .dot = avx2_dot,
+        .axpy = avx2_axpy,
+        .convert = avx2_convert,
+        .decode = avx2_decode,
+        .dot_nested = avx2_dot_nested,
+    };
+    __builtin_cpu_init();
+    bool has_all = cpu_isa_avx2() && __builtin_cpu_supports("avx512f") &&
+                   __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                   __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vbmi") &&
+                   __builtin_cpu_supports("avx512vnni");
+    return has_all ? &isa : NULL;
+}
+
 #else
 
 const struct cpu_isa *cpu_isa_avx2(void)
+{
+    return NULL;
+}
+
+const struct cpu_isa *cpu_isa_avx512(void)
 {
     return NULL;
 }

@@ -93,7 +93,7 @@ int32_t dataset_label(const struct dataset_facts *facts, const float *scores, fl
 struct packed {
     uint64_t key[2], prompt_hash;
     int64_t ordinal;
-    int32_t prefix, label, n_tok, n_new, n_candidates, head_dim;
+    int32_t prefix, label, n_tok, n_new, n_candidates, n_kv_heads, head_dim;
     float high_score, scores[DATASET_MAX_CANDIDATES];
 };
 
@@ -106,9 +106,9 @@ static char **text_of(struct dataset_row *r, int32_t i)
     return i < N_FIXED_TEXTS ? fixed[i] : &r->candidate[i - N_FIXED_TEXTS];
 }
 
-static size_t n_features(int32_t n_tok, int32_t head_dim)
+static size_t n_features(int32_t n_tok, const struct dataset_facts *f)
 {
-    return 2 * (size_t)n_tok * (size_t)head_dim;
+    return 2 * (size_t)f->n_kv_heads * (size_t)n_tok * (size_t)f->head_dim;
 }
 
 enum status dataset_row_pack(const struct dataset_row *row, const struct dataset_facts *facts,
@@ -122,11 +122,12 @@ enum status dataset_row_pack(const struct dataset_row *row, const struct dataset
                        .n_tok = r.n_tok,
                        .n_new = r.n_new,
                        .n_candidates = facts->n_candidates,
+                       .n_kv_heads = facts->n_kv_heads,
                        .head_dim = facts->head_dim,
                        .high_score = r.high_score};
     memcpy(p.key, r.key, sizeof p.key);
     memcpy(p.scores, r.scores, sizeof p.scores);
-    size_t feature_bytes = n_features(r.n_tok, facts->head_dim) * sizeof(float);
+    size_t feature_bytes = n_features(r.n_tok, facts) * sizeof(float);
     size_t signal_bytes = (size_t)r.n_new * DATASET_N_SIGNALS * sizeof(float);
     size_t total = sizeof p + feature_bytes + signal_bytes;
     for (int32_t i = 0; i < N_FIXED_TEXTS + facts->n_candidates; i++) {
@@ -158,13 +159,14 @@ static enum status unpack(struct dataset_row *out, const struct dataset_facts *f
     memcpy(&p, at, sizeof p);
     at += sizeof p;
     left -= sizeof p;
-    if (p.n_candidates != facts->n_candidates || p.head_dim != facts->head_dim || p.n_tok < 1 ||
-        p.n_new < 1 || p.n_new > facts->max_new_tokens || p.label < 0 ||
-        p.label > facts->n_candidates || p.prefix < 0) {
+    if (p.n_candidates != facts->n_candidates || p.head_dim != facts->head_dim ||
+        p.n_kv_heads != facts->n_kv_heads || p.n_tok < 1 || p.n_new < 1 ||
+        p.n_new > facts->max_new_tokens || p.label < 0 || p.label > facts->n_candidates ||
+        p.prefix < 0) {
         FAIL(ST_FORMAT,
-             "a packed row contradicts its dataset: %d candidates, width %d, %d and %d "
+             "a packed row contradicts its dataset: %d candidates, %d heads of %d, %d and %d "
              "tokens, class %d",
-             p.n_candidates, p.head_dim, p.n_tok, p.n_new, p.label);
+             p.n_candidates, p.n_kv_heads, p.head_dim, p.n_tok, p.n_new, p.label);
     }
     *out = (struct dataset_row){.prompt_hash = p.prompt_hash,
                                 .ordinal = p.ordinal,
@@ -184,7 +186,7 @@ static enum status unpack(struct dataset_row *out, const struct dataset_facts *f
         at += n + 1;
         left -= n + 1;
     }
-    size_t n = n_features(p.n_tok, p.head_dim), m = (size_t)p.n_new * DATASET_N_SIGNALS;
+    size_t n = n_features(p.n_tok, facts), m = (size_t)p.n_new * DATASET_N_SIGNALS;
     if (left != (n + m) * sizeof(float)) {
         FAIL(ST_FORMAT, "a packed row with %zu bytes of numbers; expected %zu", left,
              (n + m) * sizeof(float));
@@ -228,14 +230,15 @@ static enum status check_same(const struct dataset_facts *a, const struct datase
     TRY(differ(path, "the reference level", a->reference, b->reference));
     TRY(differ(path, "the criterion", a->criterion, b->criterion));
     bool same = a->tolerance == b->tolerance && a->max_new_tokens == b->max_new_tokens &&
-                a->head_dim == b->head_dim && a->n_candidates == b->n_candidates;
+                a->head_dim == b->head_dim && a->n_kv_heads == b->n_kv_heads &&
+                a->n_candidates == b->n_candidates;
     for (int32_t i = 0; same && i <= a->n_candidates; i++) {
         same = a->class_at[i] == b->class_at[i];
     }
     if (!same) {
         FAIL(ST_USER,
-             "%s was made with another tolerance, max_new_tokens (%d, before it %d) or "
-             "other candidates; a dataset has one of each",
+             "%s was made with another tolerance, max_new_tokens (%d, before it %d), heads "
+             "or other candidates; a dataset has one of each",
              path, b->max_new_tokens, a->max_new_tokens);
     }
     return ST_OK;

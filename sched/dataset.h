@@ -39,6 +39,7 @@ struct dataset_facts {
     char criterion[32];     /* "rouge-l", "agreement", "kl" */
     double tolerance;       /* a score may be that much below the high level's */
     int32_t max_new_tokens; /* T */
+    int32_t n_kv_heads;     /* of the features; 1: their mean */
     int32_t head_dim, n_candidates;
     double class_at[CLASSIFIER_MAX_CLASSES]; /* (n_candidates + 1) fractions of T; the last is 1 */
 };
@@ -54,8 +55,8 @@ struct dataset_row {
     float high_score, scores[DATASET_MAX_CANDIDATES];
     char *id, *task, *prompt, *reference, *high; /* owned; texts */
     char *candidate[DATASET_MAX_CANDIDATES];     /* owned; (n_candidates) texts */
-    float *features;                             /* owned; (2, n_tok, head_dim): core/kvcache.h */
-    float *signals; /* owned; (n_new, 3): logprob, entropy, margin of the high level's tokens */
+    float *features; /* owned; (2, n_kv_heads, n_tok, head_dim): core/kvcache.h */
+    float *signals;  /* owned; (n_new, 3): logprob, entropy, margin of the high level's tokens */
 };
 
 struct dataset {

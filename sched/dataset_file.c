@@ -79,6 +79,7 @@ static enum status write_facts(hid_t file, const struct dataset *d)
     }
     TRY(h5_scalar_text(file, "provenance", d->provenance ? d->provenance : "", "how it was made"));
     TRY(h5_scalar_i64(file, "max_new_tokens", d->facts.max_new_tokens, "tokens", "T"));
+    TRY(h5_scalar_i64(file, "n_kv_heads", d->facts.n_kv_heads, "1", "heads of K and V; 1: mean"));
     TRY(h5_scalar_i64(file, "head_dim", d->facts.head_dim, "1", "width of K and V"));
     TRY(h5_scalar_f64(file, "tolerance", d->facts.tolerance, "1",
                       "by which a score may be below the high level's"));
@@ -150,15 +151,15 @@ static int64_t ragged_length(const struct dataset_row *r, enum ragged what)
     return what == SCORES ? 1 : what == FEATURES ? r->n_tok : r->n_new;
 }
 
-/* (2, n, d) to (n, 2, d), or back. */
-static void turn(float *out, const float *in, int32_t n, int32_t d, bool back)
+/* (2, heads, n, d) to (n, 2, heads, d), or back. */
+static void turn(float *out, const float *in, int32_t n, const struct dataset_facts *f, bool back)
 {
-    for (int32_t which = 0; which < 2; which++) {
-        for (int32_t t = 0; t < n; t++) {
-            size_t apart = ((size_t)which * (size_t)n + (size_t)t) * (size_t)d;
-            size_t together = (2 * (size_t)t + (size_t)which) * (size_t)d;
+    size_t d = (size_t)f->head_dim, heads = 2 * (size_t)f->n_kv_heads;
+    for (size_t h = 0; h < heads; h++) {
+        for (size_t t = 0; t < (size_t)n; t++) {
+            size_t apart = (h * (size_t)n + t) * d, together = (heads * t + h) * d;
             memcpy(out + (back ? apart : together), in + (back ? together : apart),
-                   (size_t)d * sizeof *out);
+                   d * sizeof *out);
         }
     }
 }
@@ -176,13 +177,15 @@ static enum status write_ragged(hid_t parent, const struct dataset *d, enum ragg
         dims[0] += n;
         most = n > most ? n : most;
     }
-    TRY_GOTO(st, MEM_NEW(&turned, most * 2 * (size_t)d->facts.head_dim), done);
+    TRY_GOTO(st,
+             MEM_NEW(&turned, most * 2 * (size_t)d->facts.n_kv_heads * (size_t)d->facts.head_dim),
+             done);
     TRY_GOTO(st, h5_array_create(&set, parent, name, H5T_IEEE_F32LE, rank, dims, "1", about), done);
     for (int32_t i = 0; i < d->n; i++) {
         const struct dataset_row *r = &d->rows[i];
         const float *data = what == SCORES ? r->scores : r->signals;
         if (what == FEATURES) {
-            turn(turned, r->features, r->n_tok, d->facts.head_dim, false);
+            turn(turned, r->features, r->n_tok, &d->facts, false);
             data = turned;
         }
         hsize_t n = (hsize_t)ragged_length(r, what);
@@ -223,7 +226,8 @@ enum status dataset_write(const struct dataset *d, const char *path)
 {
     hid_t file = H5I_INVALID_HID;
     const hsize_t score[2] = {(hsize_t)d->facts.n_candidates, 0},
-                  feature[2] = {2, (hsize_t)d->facts.head_dim}, signal[2] = {DATASET_N_SIGNALS, 0};
+                  feature[2] = {2, (hsize_t)d->facts.n_kv_heads * (hsize_t)d->facts.head_dim},
+                  signal[2] = {DATASET_N_SIGNALS, 0};
     h5_quiet();
     TRY(h5_create(&file, path));
     enum status st = write_facts(file, d);
@@ -232,10 +236,11 @@ enum status dataset_write(const struct dataset *d, const char *path)
     st = st ? st
             : write_ragged(file, d, SCORES, "scores", 2, score,
                            "(row, candidate): of its text against the reference's");
-    st = st ? st
-            : write_group(file, d, FEATURES, "kv_features", 3, feature,
-                          "(token, K or V, dimension): last layer after prefill at the high level, "
-                          "mean over heads");
+    st =
+        st ? st
+           : write_group(file, d, FEATURES, "kv_features", 3, feature,
+                         "(token, K or V, heads * dimension): last layer after prefill at the high "
+                         "level");
     st = st ? st
             : write_group(file, d, SIGNALS, "signals", 2, signal,
                           "(token, signal): logprob, entropy, margin of the high level's tokens");
@@ -284,7 +289,7 @@ static enum status read_facts(struct dataset *d, hid_t file)
     enum { MOST_NEW = 1 << 24 };
     struct dataset_facts *f = &d->facts;
     char format[64];
-    int64_t n_new = 0, head_dim = 0;
+    int64_t n_new = 0, head_dim = 0, heads = 0;
     hsize_t n = 0;
     double *at = NULL;
     hid_t set = H5I_INVALID_HID;
@@ -303,21 +308,25 @@ static enum status read_facts(struct dataset *d, hid_t file)
     }
     TRY(read_number(file, "max_new_tokens", H5T_NATIVE_INT64, &n_new));
     TRY(read_number(file, "head_dim", H5T_NATIVE_INT64, &head_dim));
+    TRY(read_number(file, "n_kv_heads", H5T_NATIVE_INT64, &heads));
     TRY(read_number(file, "tolerance", H5T_NATIVE_DOUBLE, &f->tolerance));
     TRY(h5_array_read((void **)&at, file, "class_at", H5T_NATIVE_DOUBLE, 1, &n,
                       CLASSIFIER_MAX_CLASSES));
     bool good = n >= 2 && at[n - 1] == 1 && n_new >= 1 && n_new <= MOST_NEW && head_dim >= 1 &&
-                head_dim <= CLASSIFIER_MAX_WIDTH && f->tolerance >= 0;
+                head_dim <= CLASSIFIER_MAX_WIDTH && heads >= 1 &&
+                heads <= CLASSIFIER_MAX_WIDTH / head_dim && f->tolerance >= 0;
     for (hsize_t i = 0; good && i < n; i++) {
         good = at[i] >= 0 && at[i] <= 1 && (i == 0 || at[i] > at[i - 1]);
         f->class_at[i] = at[i];
     }
     mem_free(at);
     if (!good) {
-        FAIL(ST_FORMAT, "its max_new_tokens, head_dim, tolerance or class_at make no dataset");
+        FAIL(ST_FORMAT,
+             "its max_new_tokens, head_dim, n_kv_heads, tolerance or class_at make no dataset");
     }
     f->max_new_tokens = (int32_t)n_new;
     f->head_dim = (int32_t)head_dim;
+    f->n_kv_heads = (int32_t)heads;
     f->n_candidates = (int32_t)n - 1;
     TRY_H5_PLAIN(set = H5Dopen2(file, "provenance", H5P_DEFAULT), "provenance");
     enum status st = h5_read_text(&d->provenance, set, false, "provenance");
@@ -416,7 +425,7 @@ static enum status read_ragged(struct dataset *d, hid_t parent, enum ragged what
             float **to = what == FEATURES ? &r->features : &r->signals;
             TRY_GOTO(st, MEM_NEW(to, n), done);
             if (what == FEATURES) {
-                turn(*to, at, r->n_tok, d->facts.head_dim, true);
+                turn(*to, at, r->n_tok, &d->facts, true);
             } else {
                 memcpy(*to, at, n * sizeof *at);
             }
@@ -433,7 +442,8 @@ static enum status read_file(struct dataset *d, hid_t file)
     TRY(read_facts(d, file));
     TRY(read_rows(d, file));
     const hsize_t score[2] = {(hsize_t)d->facts.n_candidates, 0},
-                  feature[2] = {2, (hsize_t)d->facts.head_dim}, signal[2] = {DATASET_N_SIGNALS, 0};
+                  feature[2] = {2, (hsize_t)d->facts.n_kv_heads * (hsize_t)d->facts.head_dim},
+                  signal[2] = {DATASET_N_SIGNALS, 0};
     TRY(read_ragged(d, file, SCORES, "scores", 2, score));
     TRY(read_ragged(d, file, FEATURES, "kv_features/values", 3, feature));
     return read_ragged(d, file, SIGNALS, "signals/values", 2, signal);

@@ -81,18 +81,20 @@ int32_t search_rank(struct trial *trials, int32_t n)
 }
 
 struct classifier_shape search_shape(const struct trial *t, enum classifier_kind kind,
-                                     int32_t head_dim, int32_t n_in, int32_t n_classes)
+                                     int32_t n_kv_heads, int32_t head_dim, int32_t n_in,
+                                     int32_t n_classes)
 {
     if (kind == CLASSIFIER_STEP) {
         return (struct classifier_shape){
             .kind = kind, .n_in = n_in, .n_hidden = t->n_hidden, .n_classes = n_classes};
     }
+    int32_t groups = n_kv_heads > 1 ? n_kv_heads : t->n_groups;
     return (struct classifier_shape){.kind = kind,
                                      .head_dim = head_dim,
-                                     .n_kv_heads = 1,
-                                     .n_groups = t->n_groups,
+                                     .n_kv_heads = n_kv_heads,
+                                     .n_groups = groups,
                                      .n_queries = t->n_queries,
-                                     .n_in = t->n_groups * head_dim,
+                                     .n_in = groups * head_dim,
                                      .n_hidden = t->n_hidden,
                                      .n_classes = n_classes};
 }

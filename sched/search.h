@@ -42,9 +42,10 @@ void search_sample(struct trial *out, int32_t number, uint64_t seed, enum classi
 /* The trials of a rung, all done, sorted: smaller loss first, then number. Returns how many go on:
  * n / SEARCH_FACTOR, at least 1. */
 int32_t search_rank(struct trial *trials, int32_t n);
-/* Shape and options of a trial. */
+/* Shape and options of a trial. n_kv_heads of KV: above 1 it is the number of groups, too. */
 struct classifier_shape search_shape(const struct trial *t, enum classifier_kind kind,
-                                     int32_t head_dim, int32_t n_in, int32_t n_classes);
+                                     int32_t n_kv_heads, int32_t head_dim, int32_t n_in,
+                                     int32_t n_classes);
 struct train_options search_options(const struct trial *t, const struct train_options *base);
 
 /* Every trial of every rung as the table /trials of an HDF5 file. Errors: ST_HDF5, ST_IO. */

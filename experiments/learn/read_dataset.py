@@ -33,6 +33,8 @@ def main(path, out):
     with h5py.File(path) as data:
         rows, offset = data["rows"][()], data["kv_features/offset"][()]
         values = torch.from_numpy(data["kv_features/values"][()])  # (token, K or V, dimension)
+        if data["n_kv_heads"][()] != 1:
+            sys.exit("this example pools the mean over heads: make the dataset without --heads all")
         class_at, facts = data["class_at"][()], {name: data.attrs[name] for name in ("model_digest", "high", "low")}
     features = [(values[a:b, 0], values[a:b, 1]) for a, b in zip(offset[:-1], offset[1:])]
     labels = torch.from_numpy(rows["label"].astype("int64"))

@@ -139,6 +139,11 @@ class Learn(Case):
             worst, best = (-1, 0) if criterion == "kl" else (0, 1)
             self.assertTrue(((same["scores"] >= worst) & (same["scores"] <= best)).all())
             self.assertNotEqual(same["scores"].min(), best if criterion == "kl" else 2)
+        # every head: their mean is what the mean has, up to rounding
+        self.dataset("heads.h5", "--heads", "all", "--set", "prompts.limit=2")
+        heads = contents(self.folder / "heads.h5")[1]["kv_features/values"]
+        mean = d["kv_features/values"][:len(heads)]
+        np.testing.assert_allclose(heads.reshape(len(heads), 2, -1, mean.shape[2]).mean(2), mean, atol=1e-5)
         # prefixes: one split per prompt, however often it is cut
         self.dataset("cut.h5", "--prefixes", 3, "--set", "prompts.limit=4", "--set", "decode.max_new_tokens=6")
         rows = contents(self.folder / "cut.h5")[1]["rows"]

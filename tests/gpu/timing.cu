@@ -160,7 +160,7 @@ int main(int argc, char **argv)
 {
     struct backend be;
     struct backend_options options = {
-        0, argc == 3 && strcmp(argv[1], "--device") == 0 ? atoi(argv[2]) : -1};
+        0, argc == 3 && strcmp(argv[1], "--device") == 0 ? atoi(argv[2]) : -1, nullptr};
     kernels_register_all();
     enum status st = backend_open(&be, "cuda", &options);
     if (st == ST_UNSUPPORTED) {

@@ -214,8 +214,12 @@ static void check_journal(int64_t n)
 
 /* ---- the run ---- */
 
-static void count_done(void *ctx, int64_t n_done, int64_t n_total)
+static enum status count_done(void *ctx, int64_t n_done, int64_t n_total, int64_t ordinal,
+                              const void *packed, size_t bytes)
 {
+    int64_t n_steps[1] = {0};
+    CHECK_OK(trace_count_levels(n_steps, 1, packed, bytes)); // it is the whole record
+    CHECK(ordinal >= 0 && ordinal < 101 && n_steps[0] < MAX_STEPS);
     CHECK(ctx == &n_counted);
     n_counted++;
     CHECK(n_done == n_counted && n_total == scene.n);
@@ -225,6 +229,7 @@ static void count_done(void *ctx, int64_t n_done, int64_t n_total)
     if (n_done == scene.stop_after) {
         stop_ask(SIGTERM, 3);
     }
+    return ST_OK;
 }
 
 struct slot {
@@ -305,8 +310,8 @@ static void play(struct env *env, const struct scene *what)
     }
     MPI_Bcast(dir, sizeof dir, MPI_CHAR, 0, env->world);
     if (env->rank == 0) {
-        CHECK_OK(lease_owner_create(&owner, env, journal, items, scene.n, 4, max_bytes, count_done,
-                                    &n_counted));
+        const struct lease_hooks hooks = {.ctx = &n_counted, .done = count_done};
+        CHECK_OK(lease_owner_create(&owner, env, journal, items, scene.n, 4, max_bytes, &hooks));
         CHECK(lease_owner_stopping(owner) == NULL);
         lease_owner_set_deadline(owner, scene.deadline_s);
     }
@@ -363,18 +368,18 @@ static void test_errors(struct env *env)
     gen_folder(dir);
     CHECK_OK(journal_open(&journal, dir, NULL, NULL));
     make_items(3);
-    CHECK_STATUS(lease_owner_create(&owner, env, journal, items, 3, 0, SIZE_MAX, NULL, NULL),
-                 ST_SHAPE, "overflows");
-    CHECK_STATUS(lease_owner_create(&owner, env, journal, items, 3, 0, (size_t)INT_MAX, NULL, NULL),
+    CHECK_STATUS(lease_owner_create(&owner, env, journal, items, 3, 0, SIZE_MAX, NULL), ST_SHAPE,
+                 "overflows");
+    CHECK_STATUS(lease_owner_create(&owner, env, journal, items, 3, 0, (size_t)INT_MAX, NULL),
                  ST_SHAPE, "can be sent");
-    CHECK_STATUS(lease_owner_create(&owner, env, journal, items, -1, 0, 100, NULL, NULL), ST_SHAPE,
+    CHECK_STATUS(lease_owner_create(&owner, env, journal, items, -1, 0, 100, NULL), ST_SHAPE,
                  "-1 prompts");
     items[2].ordinal = items[0].ordinal;
-    CHECK_STATUS(lease_owner_create(&owner, env, journal, items, 3, 0, 100, NULL, NULL), ST_SHAPE,
+    CHECK_STATUS(lease_owner_create(&owner, env, journal, items, 3, 0, 100, NULL), ST_SHAPE,
                  "prompt 5 is listed twice");
     CHECK(owner == NULL);
     make_items(3);
-    CHECK_OK(lease_owner_create(&owner, env, journal, items, 3, 4, MAX_RECORD, NULL, NULL));
+    CHECK_OK(lease_owner_create(&owner, env, journal, items, 3, 4, MAX_RECORD, NULL));
     CHECK_OK(lease_client_create(&client, env, owner, 1000, 0));
     if (!owner || !client) {
         return;

@@ -7,7 +7,6 @@
 #include <string.h>
 
 #include "core/mem.h"
-#include "kernels/cpu.h"
 #include "kernels/kernels.h"
 
 static void must(enum status st, const char *what)
@@ -62,16 +61,27 @@ void rig_register(void)
     backend_register(&cuda_emulated_ops);
 }
 
+enum status rig_try_open(struct backend *out, const char *name, int n_threads)
+{
+    struct backend_options options = {.n_threads = n_threads, .device = -1};
+    const char *isa = strncmp(name, "cpu/", 4) == 0 ? name + 4 : NULL;
+    options.isa = isa;
+    return backend_open(out, isa ? "cpu" : name, &options);
+}
+
 struct backend rig_open(const char *name, int n_threads)
 {
-    const struct backend_options options = {.n_threads = n_threads, .device = -1};
-    bool scalar = strcmp(name, "cpu/scalar") == 0;
     struct backend be;
-    must(backend_open(&be, scalar ? "cpu" : name, &options), name);
-    if (scalar) {
-        ((struct cpu *)be.impl)->isa = &cpu_isa_scalar;
-    }
+    must(rig_try_open(&be, name, n_threads), name);
     return be;
+}
+
+bool rig_has(const char *name)
+{
+    struct backend be;
+    enum status st = rig_try_open(&be, name, 1);
+    backend_close(&be);
+    return st == ST_OK;
 }
 
 /* ---- matrices ---- */

@@ -26,8 +26,12 @@ void *rig_alloc(size_t n, size_t size);
 
 /* All backends of the build, and "cuda-emulated": the cuda backend's kernels run on the host. */
 void rig_register(void);
-/* A backend by name. "cpu/scalar" is cpu with the portable inner loops. Ends the test on error. */
+/* A backend by name; "cpu/scalar" is cpu with the loops of that instruction set. rig_open ends the
+ * test on error. */
+enum status rig_try_open(struct backend *out, const char *name, int n_threads);
 struct backend rig_open(const char *name, int n_threads);
+/* Whether this machine and build have it. */
+bool rig_has(const char *name);
 
 /* A random matrix; padded columns hold random bits, too. kinds[b] for b = 1..n_planes. */
 struct rig_matrix {

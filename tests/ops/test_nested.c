@@ -27,8 +27,8 @@ static const enum level_kind with_tail[BITS_ALL] = {
     [8] = LEVEL_TAIL,
 };
 static const enum level_kind *const families[] = {all_tied, all_free, all_lut, with_tail};
-static const char *const backends[] = {"cpu_ref", "cpu", "cpu/scalar"};
-enum { N_FAMILIES = 4, N_BACKENDS = 3 };
+static const char *const backends[] = {"cpu_ref", "cpu/scalar", "cpu/avx2", "cpu/avx512"};
+enum { N_FAMILIES = 4, N_BACKENDS = 4 };
 
 static struct nested_matrix load(struct backend *be, const struct nested_source *src,
                                  struct matrix_range range, int n_planes)
@@ -448,7 +448,9 @@ int main(int argc, char **argv)
         return check_report();
     }
     for (int i = 0; i < N_BACKENDS; i++) {
-        test_backend(backends[i]);
+        if (rig_has(backends[i])) {
+            test_backend(backends[i]);
+        }
     }
     return check_report();
 }

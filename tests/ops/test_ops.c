@@ -25,6 +25,7 @@ static struct {
     [OP_ATTENTION] = {"attention", 1e-6, 0},
     [OP_GLU] = {"glu", 1e-6, 0},
     [OP_ACTIVATE] = {"activate", 1e-6, 0},
+    [OP_MOMENTS] = {"moments", 1e-6, 0},
     [OP_STATS] = {"logit_stats", 1e-6, 0},
 };
 
@@ -544,9 +545,7 @@ int main(int argc, char **argv)
     quick = argc == 4 && strcmp(argv[3], "--quick") == 0;
     rig_register();
     kernels_register_all(); /* a second time does nothing */
-    const struct backend_options options = {.n_threads = 2, .device = -1};
-    enum status st = backend_open(&dut, strcmp(name, "cpu/scalar") == 0 ? "cpu" : name, &options);
-    if (st == ST_UNSUPPORTED) {
+    if (rig_try_open(&dut, name, 2) == ST_UNSUPPORTED) {
         check_skip(status_message());
     }
     backend_close(&dut);

@@ -93,7 +93,7 @@ static void decode_alone(struct env *env, const char *model, int32_t i, int32_t 
                                 .on_finished = on_finished,
                                 .ctx = a};
     CHECK_OK(session_create(&session, e.dec, &e.coll, &policy, &e.levels, &e.source.config, &o));
-    CHECK_OK(session_start(session, &prompts.prompt[i], i, key, 1));
+    CHECK_OK(session_start(session, &prompts.prompt[i], i, key, 1, 0.5f));
     while (session_n_active(session) > 0) {
         CHECK_OK(session_advance(session));
     }

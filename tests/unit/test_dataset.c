@@ -10,7 +10,7 @@
 #include "tests/check.h"
 #include "tests/gen.h"
 
-enum { D = 3, N = 40, T = 30 };
+enum { D = 3, HEADS = 2, N = 40, T = 30 };
 
 static struct dataset_facts facts_of(void)
 {
@@ -21,6 +21,7 @@ static struct dataset_facts facts_of(void)
                               .reference = "max",
                               .criterion = "rouge-l",
                               .max_new_tokens = T,
+                              .n_kv_heads = HEADS,
                               .head_dim = D,
                               .n_candidates = 3};
     for (int i = 0; i < 4; i++) {
@@ -57,9 +58,9 @@ static struct dataset_row make_row(const struct dataset_facts *f, int32_t i)
         r.scores[j] = (float)gen_uniform(&rng);
     }
     r.label = dataset_label(f, r.scores, r.high_score);
-    CHECK_OK(MEM_NEW(&r.features, 2 * r.n_tok * D));
+    CHECK_OK(MEM_NEW(&r.features, 2 * HEADS * r.n_tok * D));
     CHECK_OK(MEM_NEW(&r.signals, r.n_new * DATASET_N_SIGNALS));
-    for (int32_t j = 0; j < 2 * r.n_tok * D; j++) {
+    for (int32_t j = 0; j < 2 * HEADS * r.n_tok * D; j++) {
         r.features[j] = (float)gen_normal(&rng);
     }
     for (int32_t j = 0; j < r.n_new * DATASET_N_SIGNALS; j++) {
@@ -89,7 +90,7 @@ static void check_same_row(const struct dataset_row *a, const struct dataset_row
     for (int i = 0; i < 3; i++) {
         CHECK(!strcmp(a->candidate[i], b->candidate[i]));
     }
-    CHECK(memcmp(a->features, b->features, 2 * (size_t)a->n_tok * D * sizeof(float)) == 0);
+    CHECK(memcmp(a->features, b->features, 2 * HEADS * (size_t)a->n_tok * D * sizeof(float)) == 0);
     CHECK(memcmp(a->signals, b->signals, 3 * (size_t)a->n_new * sizeof(float)) == 0);
 }
 

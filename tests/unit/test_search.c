@@ -29,7 +29,7 @@ static void test_samples(void)
         search_sample(&a, i, 7, CLASSIFIER_KV, 32, 0, 5);
         search_sample(&b, i, 7, CLASSIFIER_KV, 32, 0, 5);
         CHECK(a.learning_rate == b.learning_rate && a.n_hidden == b.n_hidden);
-        struct classifier_shape shape = search_shape(&a, CLASSIFIER_KV, 32, 0, 4);
+        struct classifier_shape shape = search_shape(&a, CLASSIFIER_KV, 1, 32, 0, 4);
         struct train_options base = train_options_default(), o;
         base.balance = true;
         o = search_options(&a, &base);
@@ -40,7 +40,9 @@ static void test_samples(void)
         most = a.learning_rate > most ? a.learning_rate : most;
         n_wide += a.n_hidden == 2 * shape.n_in;
         search_sample(&b, i, 7, CLASSIFIER_STEP, 0, 11, 5);
-        shape = search_shape(&b, CLASSIFIER_STEP, 0, 11, 2);
+        shape = search_shape(&b, CLASSIFIER_STEP, 1, 0, 11, 2);
+        CHECK_OK(classifier_shape_check(&shape));
+        shape = search_shape(&a, CLASSIFIER_KV, 5, 32, 0, 4);
         CHECK_OK(classifier_shape_check(&shape));
     }
     CHECK(least >= 1e-4 && least < 1.1e-4 && most <= 1e-2 && most > 0.9e-2);
