@@ -124,6 +124,19 @@ enum status h5_read_attribute(char **text, hid_t object, const char *name)
     return st;
 }
 
+enum status h5_format(char *format, size_t bytes, const char *path)
+{
+    hid_t file = H5I_INVALID_HID;
+    char *text = NULL;
+    h5_quiet();
+    TRY(h5_open(&file, path));
+    enum status st = h5_read_attribute(&text, file, "format");
+    snprintf(format, bytes, "%s", text ? text : "");
+    mem_free(text);
+    H5Fclose(file);
+    return st;
+}
+
 enum status h5_save(hid_t file, const char *path)
 {
     enum status st = ST_OK;

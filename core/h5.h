@@ -47,6 +47,9 @@ MUST_CHECK enum status h5_open(hid_t *file, const char *path);
 MUST_CHECK enum status h5_read_text(char **text, hid_t object, bool is_attribute, const char *what);
 /* The same of an attribute by name; *text NULL also when there is none. */
 MUST_CHECK enum status h5_read_attribute(char **text, hid_t object, const char *name);
+/* The root attribute "format" of a file, what of it fits; "" without one. Errors: ST_HDF5 (no HDF5
+ * file). */
+MUST_CHECK enum status h5_format(char *format, size_t bytes, const char *path);
 /* A group with a description. */
 MUST_CHECK enum status h5_group(hid_t *group, hid_t parent, const char *name, const char *about);
 /* A text attribute: UTF-8, variable length, what h5py gives back as str. */
