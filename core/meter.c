@@ -91,11 +91,9 @@ enum status meter_create(struct meter **out, struct backend *be, struct collecti
         .kv_own = {-1}};
     int32_t n_kv = kv_local(m);
     if ((needs & SIGNAL_KV_NORMS) && n_kv > SHARD_MAX_SEGMENTS) {
-        status_raise(ST_SHAPE, __FILE__, __LINE__, __func__,
-                     "norms of K and V: %d KV heads on a rank, at most %d are measured", n_kv,
-                     SHARD_MAX_SEGMENTS);
-        st = ST_SHAPE;
-        goto fail;
+        FAIL_GOTO(st, ST_SHAPE, fail,
+                  "norms of K and V: %d KV heads on a rank, at most %d are measured", n_kv,
+                  SHARD_MAX_SEGMENTS);
     }
     for (int32_t h = 0; h <= n_kv && h <= SHARD_MAX_SEGMENTS; h++) {
         m->kv_cut[h] = h * config->head_dim;

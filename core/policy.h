@@ -9,9 +9,9 @@
  * ranks or threads, or on which other prompts are there.
  *
  * The dial, facts->dial in [0, 1], is how a budget moves a policy: 1 asks for the best quality, 0
- * for the fewest bits. A policy documents what it does with it; at an equal prompt and equal
- * signals a larger dial never gives a lower level at any step.
- * SPDX-License-Identifier: Apache-2.0
+ * for the fewest bits. A policy's help says what it does with it. With two levels, an equal prompt
+ * and equal signals, a larger dial never gives the lower level where a smaller one gives the
+ * higher. SPDX-License-Identifier: Apache-2.0
  */
 #ifndef PMPD_CORE_POLICY_H
 #define PMPD_CORE_POLICY_H
@@ -41,7 +41,7 @@ enum signal_mask {
 struct prompt_facts {
     int64_t ordinal; /* in the prompt file */
     int32_t turn;
-    const char *task;      /* borrowed; "" when the file names none */
+    const char *id, *task; /* borrowed, of the prompt; "" when the file names none */
     int32_t n_prompt_tok;  /* of this turn */
     int32_t n_context_tok; /* already in the KV cache */
     int32_t max_new_tokens;

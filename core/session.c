@@ -236,6 +236,7 @@ static enum status begin_turn(struct session *s, struct sequence *q, int32_t slo
     q->turn_s = clock_s();
     const struct prompt_facts facts = {.ordinal = q->rec.ordinal,
                                        .turn = q->turn,
+                                       .id = q->prompt->id ? q->prompt->id : "",
                                        .task = q->prompt->task ? q->prompt->task : "",
                                        .n_prompt_tok = turn_n_prefill(q),
                                        .n_context_tok = decoder_n_filled(s->dec, slot),

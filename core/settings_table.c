@@ -13,6 +13,7 @@
 #define TWO_53 9007199254740992.0
 
 static const char *const isa_words[] = {"auto", "avx512", "avx2", "scalar", NULL};
+static const char *const activation_words[] = {"last", "all", NULL};
 static const char *const kv_words[] = {"auto", "f16", "f32", NULL};
 static const char *const service_words[] = {"inline", "own", NULL};
 static const char *const log_words[] = {"error", "warn", "info", "debug", NULL};
@@ -77,8 +78,8 @@ static const struct setting_row rows[] = {
      "f16."},
 
     {"policy.name", SET_TEXT, FIELD(policy.name), 0, 0, NULL, "fixed", "",
-     "What decides the precision of every step. fixed: policy.level always. static and reversed: "
-     "the switch points of policy.switches. alternate: the levels of policy.alternate in turn."},
+     "What decides the precision of every step. pmpd help-config ends with the policies' names, "
+     "what each does and which of these settings it reads."},
     {"policy.prefill", SET_TEXT, FIELD(policy.prefill), 0, 0, NULL, "max", "",
      "Level that reads the prompt (prefill). A level is a number of bits (\"4\"), the most that "
      "the "
@@ -93,7 +94,33 @@ static const struct setting_row rows[] = {
      "Levels that the alternate policy takes in turn, one step each, separated by blanks: "
      "\"4 2\"."},
     {"policy.dial", SET_F64, FIELD(policy.dial), 0, 1, NULL, "0.5", "",
-     "How much quality a policy with a choice should buy: 0 cheapest, 1 best."},
+     "How much quality a policy with a choice should buy: 0 cheapest, 1 best, 0.5 as the other "
+     "settings say."},
+    {"policy.levels", SET_TEXT, FIELD(policy.levels), 0, 0, NULL, "", "",
+     "Levels between which a policy chooses, from the best to the cheapest: \"4 3 2\"."},
+    {"policy.classifier", SET_TEXT, FIELD(policy.classifier), 0, 0, NULL, "", "",
+     "Classifiers of learned, learned-heads and step-learned (pmpd train makes them): one file per "
+     "neighbouring pair of policy.levels, in their order, separated by colons."},
+    {"policy.window", SET_I32, FIELD(policy.window), 1, 100000, NULL, "10", "steps",
+     "confidence and activation: steps at a level before its threshold is known."},
+    {"policy.deviations", SET_F64, FIELD(policy.deviations), -100, 100, NULL, "1", "",
+     "confidence and activation: standard deviations between the mean of those steps and the "
+     "threshold."},
+    {"policy.activation", SET_TEXT, FIELD(policy.activation), 0, 0, activation_words, "all", "",
+     "activation: look at the inputs of the last layer's matrices, or of all layers'."},
+    {"policy.classes", SET_TEXT, FIELD(policy.classes), 0, 0, NULL, "0 1/3 2/3 1", "",
+     "random: the switch points to draw from, as ascending parts of decode.max_new_tokens; 1: "
+     "never."},
+    {"policy.prior", SET_TEXT, FIELD(policy.prior), 0, 0, NULL, "", "",
+     "random: a weight for each of policy.classes. Empty: all alike."},
+    {"policy.oracle", SET_TEXT, FIELD(policy.oracle), 0, 0, NULL, "", "",
+     "oracle: JSONL file with the plan of every prompt, {\"id\": \"...\", \"turn\": 0, "
+     "\"plan\": \"prefill:4 0:4 85:2\"}."},
+    {"policy.every", SET_I32, FIELD(policy.every), 1, 100000, NULL, "8", "steps",
+     "step-learned: steps between two looks. error-feedback: steps between two probes."},
+    {"policy.divergence", SET_F64, FIELD(policy.divergence), 0, 1000, NULL, "0.02", "nats",
+     "error-feedback: a KL divergence from the best level above this takes one level up, below a "
+     "quarter of it one level down."},
     {"policy.replay", SET_TEXT, FIELD(policy.replay), 0, 0, NULL, "", "",
      "Run file whose recorded plans the replay policy repeats; pmpd run --replay sets it."},
 

@@ -43,6 +43,15 @@ void resume_key(uint64_t key[2], const struct prompt *prompt, int64_t ordinal,
     INVARIANT(state != NULL);
     XXH3_128bits_reset(state);
     XXH3_128bits_update(state, text, (size_t)n);
+    if (s->policy.levels[0]) { // keys of policies without a list stay as they always were
+        n = snprintf(text, sizeof text,
+                     "levels %s\nwindow %d\ndeviations %.17g\nactivation %s\nclasses %s\nprior %s\n"
+                     "every %d\ndivergence %.17g\n",
+                     s->policy.levels, s->policy.window, s->policy.deviations, s->policy.activation,
+                     s->policy.classes, s->policy.prior, s->policy.every, s->policy.divergence);
+        INVARIANT(n > 0 && (size_t)n < sizeof text);
+        XXH3_128bits_update(state, text, (size_t)n);
+    }
     for (int32_t t = 0; t < prompt->n_turns; t++) {
         XXH3_128bits_update(state, &prompt->n_ids[t], sizeof prompt->n_ids[t]);
         XXH3_128bits_update(state, prompt->ids[t], (size_t)prompt->n_ids[t] * sizeof(int32_t));

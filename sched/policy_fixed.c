@@ -47,7 +47,8 @@ static void fixed_close(void **impl)
 
 const struct policy_ops policy_fixed = {
     .name = "fixed",
-    .help = "One level for all decode steps (policy.level), another for prefill (policy.prefill).",
+    .help = "One level for all decode steps (policy.level), another for prefill (policy.prefill). "
+            "The dial does not move it.",
     .needs = SIGNAL_NONE,
     .adds_tokens = false,
     .open = fixed_open,

@@ -5,8 +5,11 @@
 #include <string.h>
 
 static const struct policy_ops *const policies[] = {
-    &policy_fixed,        &policy_static, &policy_reversed, &policy_alternate, &policy_replay,
-    &policy_replay_slots, NULL,
+    &policy_fixed,        &policy_static,         &policy_reversed,
+    &policy_alternate,    &policy_random,         &policy_confidence,
+    &policy_activation,   &policy_learned,        &policy_learned_heads,
+    &policy_step_learned, &policy_error_feedback, &policy_oracle,
+    &policy_replay,       &policy_replay_slots,   NULL,
 };
 
 enum status policy_observe_nothing(const void *impl, const struct prompt_facts *facts,

@@ -23,6 +23,7 @@ enum status policy_observe_nothing(const void *impl, const struct prompt_facts *
 const char *policy_digest_nothing(const void *impl);
 
 extern const struct policy_ops policy_fixed, policy_static, policy_reversed, policy_alternate,
-    policy_replay, policy_replay_slots;
+    policy_random, policy_confidence, policy_activation, policy_learned, policy_learned_heads,
+    policy_step_learned, policy_error_feedback, policy_oracle, policy_replay, policy_replay_slots;
 
 #endif

@@ -178,6 +178,7 @@ static void run(struct env *env, const char *model, const char *out, int32_t n_s
         items[i] = (struct lease_item){.ordinal = i,
                                        .attempt = 1,
                                        .cost = prompts.prompt[i].n_ids[0],
+                                       .dial = 0.5f,
                                        .alone = i < n_suspects};
     }
     if (env->rank == 0) {

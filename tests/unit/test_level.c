@@ -140,7 +140,8 @@ static void check_policy(const char *name, const char *key, const char *value, c
     level_table_init(&t, &small, HELD, 0, 16, 16);
     CHECK_OK(plan_create(&plan, 8));
     CHECK_OK(registry_open_policy(&policy, &s, &t));
-    struct prompt_facts facts = {.task = "", .n_prompt_tok = 5, .max_new_tokens = 8};
+    struct prompt_facts facts = {
+        .task = "", .n_prompt_tok = 5, .max_new_tokens = 8, .dial = policy.dial};
     struct signals signals = {.step = -1};
     CHECK_OK(policy_begin(&policy, &facts, NULL, t.n, &plan.prefill));
     CHECK_OK(policy_plan(&policy, &facts, &signals, NULL, t.n, &plan));
