@@ -41,7 +41,8 @@ enum signal_mask {
 struct prompt_facts {
     int64_t ordinal; /* in the prompt file */
     int32_t turn;
-    const char *id, *task; /* borrowed, of the prompt; "" when the file names none */
+    const char *id, *task; /* borrowed, of the prompt; "" when the file names none. No id where
+                              another rank than the prompt's replica answers */
     int32_t n_prompt_tok;  /* of this turn */
     int32_t n_context_tok; /* already in the KV cache */
     int32_t max_new_tokens;
@@ -59,7 +60,8 @@ struct signals {
     float margin;   /* largest minus second largest logit */
     float max_prob; /* probability of the most likely token */
 
-    /* SIGNAL_HIDDEN: of the final norm's input (hidden): its mean and root of the mean square. */
+    /* NaN without their bit. SIGNAL_HIDDEN: of the final norm's input (hidden): its mean and root
+     * of the mean square. */
     float hidden_mean, hidden_rms;
     /* SIGNAL_KV_NORMS: Euclidean norms of the new K and V rows of the last layer, all KV heads
      * together. */

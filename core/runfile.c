@@ -180,6 +180,7 @@ static enum status write_steps(hid_t file, const struct run_contents *run,
         int64_t pass;
         int32_t prompt, turn, step, level, token;
         float avg_bits, logprob, entropy, margin, max_prob, probe_kl;
+        float hidden_mean, hidden_rms, k_norm, v_norm;
     } row;
     static const struct h5_column columns[] = {
         I32(struct row, prompt, "1", ABOUT_PROMPT),
@@ -195,6 +196,12 @@ static enum status write_steps(hid_t file, const struct run_contents *run,
         F32(struct row, probe_kl, "nats",
             "KL divergence of the step's distribution from that of a probe at another level; nan: "
             "no probe"),
+        F32(struct row, hidden_mean, "1",
+            "mean of the final norm's input; nan: neither output.signals nor the policy asked"),
+        F32(struct row, hidden_rms, "1", "root of its mean square; nan: as hidden_mean"),
+        F32(struct row, k_norm, "1",
+            "Euclidean norm of the new K row of the last layer, all heads; nan: as hidden_mean"),
+        F32(struct row, v_norm, "1", "of its new V row; nan: as hidden_mean"),
         I64(struct row, pass, "1", "the pass that computed it: row of /passes; -1 unknown"),
     };
     struct h5_table t;
@@ -220,7 +227,11 @@ static enum status write_steps(hid_t file, const struct run_contents *run,
                                .entropy = s->entropy,
                                .margin = s->margin,
                                .max_prob = s->max_prob,
-                               .probe_kl = s->probe_kl};
+                               .probe_kl = s->probe_kl,
+                               .hidden_mean = s->hidden_mean,
+                               .hidden_rms = s->hidden_rms,
+                               .k_norm = s->k_norm,
+                               .v_norm = s->v_norm};
             TRY_GOTO(st, h5_table_put(&t, &row), done);
         }
     }

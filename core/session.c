@@ -47,6 +47,7 @@ struct session {
     int32_t *slots, *steps;  /* (n_slots) owned: of the pass */
     struct planner *planner; /* owned */
     bool observes;           /* the policy looks at every step */
+    uint32_t measured;       /* SIGNALS_MEASURED that somebody wants */
     _Atomic int32_t at;      /* the slot that is worked on by itself */
 };
 
@@ -130,6 +131,8 @@ enum status session_create(struct session **out, struct decoder *dec, struct col
                           .opt = *options,
                           .max_passes = (int32_t)l.passes,
                           .observes = (policy->ops->needs & SIGNAL_LOGITS) != 0,
+                          .measured = (policy->ops->needs & SIGNALS_MEASURED) |
+                                      (options->signals ? SIGNAL_HIDDEN | SIGNAL_KV_NORMS : 0),
                           .at = EVERY_SLOT};
     TRY_GOTO(st, MEM_NEW(&s->seq, options->n_slots), fail);
     for (int32_t i = 0; i < options->n_slots; i++) {
@@ -403,14 +406,22 @@ static struct signals signals_of(const struct session *s, const struct token_res
                           .entropy = r->entropy,
                           .margin = r->margin,
                           .max_prob = r->max_prob,
+                          .hidden_mean = NAN,
+                          .hidden_rms = NAN,
+                          .k_norm = NAN,
+                          .v_norm = NAN,
                           .n_layers = s->config->n_layers,
                           .probe_level = -1};
-    if (s->policy->ops->needs & SIGNALS_MEASURED) {
-        const struct measured *m = decoder_measured(s->dec, i);
+    const struct measured *m = s->measured ? decoder_measured(s->dec, i) : NULL;
+    if (s->measured & SIGNAL_HIDDEN) {
         out.hidden_mean = m->hidden_mean;
         out.hidden_rms = m->hidden_rms;
+    }
+    if (s->measured & SIGNAL_KV_NORMS) {
         out.k_norm = m->k_norm;
         out.v_norm = m->v_norm;
+    }
+    if (s->measured & SIGNAL_ACTIVATION) {
         out.activation = m->activation;
     }
     return out;
@@ -548,17 +559,22 @@ static enum status decode_pass(struct session *s)
             continue;
         }
         bool probed = i + 1 < n && s->tokens[i + 1].probe;
+        struct signals g = signals_of(s, r, i, q->n_new - 1, s->tokens[i].level);
         q->rec.steps[q->rec.n_steps++] =
             (struct step_record){.turn = q->turn,
-                                 .step = q->n_new - 1,
-                                 .level = s->tokens[i].level,
-                                 .token = r->token,
-                                 .logprob = r->logprob,
-                                 .entropy = r->entropy,
-                                 .margin = r->margin,
+                                 .step = g.step,
+                                 .level = g.level,
+                                 .token = g.token,
+                                 .logprob = g.logprob,
+                                 .entropy = g.entropy,
+                                 .margin = g.margin,
                                  .pass = number,
-                                 .max_prob = r->max_prob,
-                                 .probe_kl = probed ? s->results[i + 1].probe_kl : NAN};
+                                 .max_prob = g.max_prob,
+                                 .probe_kl = probed ? s->results[i + 1].probe_kl : NAN,
+                                 .hidden_mean = g.hidden_mean,
+                                 .hidden_rms = g.hidden_rms,
+                                 .k_norm = g.k_norm,
+                                 .v_norm = g.v_norm};
         q->rec.turns[q->turn].n_steps++;
         atomic_store(&s->at, s->tokens[i].slot);
         TRY(take_token(s, q, s->tokens[i].slot, r->token));

@@ -37,8 +37,9 @@ struct session_options {
     int32_t epoch, replica;              /* recorded */
     int32_t lag;                         /* core/planner.h; 0: 1 */
     const struct planner_remote *remote; /* the same; NULL: the policy is asked here. Borrowed */
-    bool kv_features;           /* record core/kvcache.h features after the first turn's prefill */
-    session_token_fn *on_token; /* may be NULL */
+    bool kv_features; /* record core/kvcache.h features after the first turn's prefill */
+    bool signals;     /* record SIGNAL_HIDDEN and SIGNAL_KV_NORMS; the decoder measures them */
+    session_token_fn *on_token;       /* may be NULL */
     session_finished_fn *on_finished; /* may be NULL */
     void *ctx;                        /* of both */
 };

@@ -80,6 +80,7 @@ struct settings {
     struct {
         char dir[SETTINGS_PATH_BYTES]; /* output.dir: the run directory */
         bool kv_features;              /* output.kv_features */
+        bool signals;                  /* output.signals */
     } output;
     struct {
         char name[SETTINGS_WORD_BYTES]; /* run.name */

@@ -12,8 +12,8 @@
 #define FIELD(f) offsetof(struct settings, f), sizeof(((struct settings *)0)->f)
 #define TWO_53 9007199254740992.0
 
-static const char *const isa_words[] = {"auto", "avx512", "avx2", "scalar", NULL};
 static const char *const activation_words[] = {"last", "all", NULL};
+static const char *const isa_words[] = {"auto", "avx512", "avx2", "scalar", NULL};
 static const char *const kv_words[] = {"auto", "f16", "f32", NULL};
 static const char *const service_words[] = {"inline", "own", NULL};
 static const char *const log_words[] = {"error", "warn", "info", "debug", NULL};
@@ -158,6 +158,9 @@ static const struct setting_row rows[] = {
     {"output.kv_features", SET_BOOL, FIELD(output.kv_features), 0, 0, NULL, "false", "",
      "Also record the keys and values of the last layer after prefill, averaged over heads "
      "(/kv_features of run.h5)."},
+    {"output.signals", SET_BOOL, FIELD(output.signals), 0, 0, NULL, "false", "",
+     "Also record what each step's hidden state and new K and V rows look like: hidden_mean, "
+     "hidden_rms, k_norm and v_norm of /steps."},
 
     {"run.name", SET_TEXT, FIELD(run.name), 0, 0, NULL, "", "",
      "Name of the run in run.h5 and answers.jsonl. Empty: made from model and policy."},

@@ -15,7 +15,7 @@ enum {
     TRACE_VERSION = 3,
     HEAD_BYTES = 4 + 8 + 16 + 3 * 4 + 16 + 7 * 4,
     TURN_BYTES = 12 * 4,
-    STEP_BYTES = 10 * 4,
+    STEP_BYTES = 14 * 4,
     SWITCH_BYTES = 2 * 4,
     PASS_BYTES = 8 * 4 + 16,
     DECISION_BYTES = 7 * 4,
@@ -187,6 +187,10 @@ void trace_pack(void *buf, size_t capacity, const struct finished_record *r)
         put_u32(&at, s->pass);
         put_f32(&at, s->max_prob);
         put_f32(&at, s->probe_kl);
+        put_f32(&at, s->hidden_mean);
+        put_f32(&at, s->hidden_rms);
+        put_f32(&at, s->k_norm);
+        put_f32(&at, s->v_norm);
     }
     for (int i = 0; i < r->n_switches; i++) {
         put_i32(&at, r->switches[i].step);
@@ -331,6 +335,10 @@ static void unpack_arrays(struct finished_record *r, const unsigned char **at)
         s->pass = get_u32(at);
         s->max_prob = get_f32(at);
         s->probe_kl = get_f32(at);
+        s->hidden_mean = get_f32(at);
+        s->hidden_rms = get_f32(at);
+        s->k_norm = get_f32(at);
+        s->v_norm = get_f32(at);
     }
     for (int i = 0; i < r->n_switches; i++) {
         r->switches[i].step = get_i32(at);

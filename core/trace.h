@@ -24,6 +24,8 @@ struct step_record {
     uint32_t pass;             /* number of its pass within (epoch, replica) */
     float max_prob;            /* of the most likely token */
     float probe_kl;            /* nats, KL(probe || step); NaN: no probe */
+    /* core/policy.h, struct signals; NaN where nobody asked for them: */
+    float hidden_mean, hidden_rms, k_norm, v_norm;
 };
 
 /* One run through the layers for all tokens that share it. Bytes are those that all ranks of the

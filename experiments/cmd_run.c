@@ -172,7 +172,8 @@ static enum status read_inputs(struct run *r)
     }
     TRY(registry_open_policy(&r->policy, s, &r->e.levels));
     r->e.policy_adds_tokens = r->policy.ops->adds_tokens;
-    r->e.policy_signals = r->policy.ops->needs;
+    r->e.policy_signals =
+        r->policy.ops->needs | (s->output.signals ? SIGNAL_HIDDEN | SIGNAL_KV_NORMS : 0);
     return ST_OK;
 }
 
@@ -196,6 +197,7 @@ static enum status set_options(struct run *r)
                                           .lag = s->service.lag,
                                           .replica = r->env->replica,
                                           .kv_features = s->output.kv_features,
+                                          .signals = s->output.signals,
                                           .on_finished = on_finished,
                                           .ctx = r};
     for (int32_t i = 0; i < r->prompts.n; i++) {

@@ -43,6 +43,9 @@ void resume_key(uint64_t key[2], const struct prompt *prompt, int64_t ordinal,
     INVARIANT(state != NULL);
     XXH3_128bits_reset(state);
     XXH3_128bits_update(state, text, (size_t)n);
+    if (s->output.signals) {
+        XXH3_128bits_update(state, "signals", strlen("signals"));
+    }
     if (s->policy.levels[0]) { // keys of policies without a list stay as they always were
         n = snprintf(text, sizeof text,
                      "levels %s\nwindow %d\ndeviations %.17g\nactivation %s\nclasses %s\nprior %s\n"

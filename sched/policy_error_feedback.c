@@ -57,7 +57,7 @@ static enum status error_feedback_observe(const void *impl, const struct prompt_
         double bound = e->divergence * exp(-tilt), kl = (double)signals->probe_kl;
         if (kl > bound && i > 0) {
             amendment->level = e->s.level[i - 1];
-        } else if (kl <= bound * CALM_PART && i < last) {
+        } else if (kl < bound * CALM_PART && i < last) {
             amendment->level = e->s.level[i + 1];
         }
     }

@@ -11,6 +11,8 @@
 #include "sched/registry.h"
 #include "sched/schedule.h"
 
+enum { MOST_TOGETHER = 64 }; /* prompts in a batch */
+
 struct learned {
     struct schedule s;
     struct classifier_list list; /* owned */
@@ -73,27 +75,24 @@ static int32_t choose(const struct classifier *c, const float *probability, doub
     return best;
 }
 
-/* At most so many prompts go through a classifier together: their probabilities lie on the stack.
- */
-enum { MOST_TOGETHER = 16 };
-
+/* At most MOST_TOGETHER prompts: pair by pair, one batch each. */
 static enum status answer_some(const struct learned *l, struct policy_request *requests, int32_t n)
 {
+    struct classifier_item items[MOST_TOGETHER];
     float probability[MOST_TOGETHER][CLASSIFIER_MAX_CLASSES];
     int32_t at[MOST_TOGETHER][SCHEDULE_MAX_LEVELS];
+    for (int32_t i = 0; i < n; i++) {
+        items[i] = (struct classifier_item){.features = requests[i].signals->features,
+                                            .n_tok = requests[i].signals->n_feature_tok,
+                                            .probabilities = probability[i]};
+    }
     for (int32_t p = 0; p < l->list.n; p++) {
         const struct classifier *c = &l->list.classifier[p];
-        struct classifier_item items[MOST_TOGETHER];
-        for (int32_t i = 0; i < n; i++) {
-            items[i] = (struct classifier_item){.features = requests[i].signals->features,
-                                                .n_tok = requests[i].signals->n_feature_tok,
-                                                .probabilities = probability[i]};
-        }
         TRY(classifier_evaluate_batch(c, items, n, l->list.scratch));
         for (int32_t i = 0; i < n; i++) {
             const struct prompt_facts *facts = requests[i].facts;
-            int32_t class = choose(c, probability[i], schedule_tilt(facts->dial));
-            at[i][p] = classifier_switch_step(c, class, facts->max_new_tokens);
+            at[i][p] = classifier_switch_step(
+                c, choose(c, probability[i], schedule_tilt(facts->dial)), facts->max_new_tokens);
         }
     }
     for (int32_t i = 0; i < n; i++) {
@@ -104,8 +103,9 @@ static enum status answer_some(const struct learned *l, struct policy_request *r
 
 static enum status learned_answer(const void *impl, struct policy_request *requests, int32_t n)
 {
-    for (int32_t i = 0; i < n; i += MOST_TOGETHER) {
-        TRY(answer_some(impl, requests + i, n - i < MOST_TOGETHER ? n - i : MOST_TOGETHER));
+    for (int32_t from = 0; from < n; from += MOST_TOGETHER) {
+        int32_t left = n - from;
+        TRY(answer_some(impl, requests + from, left < MOST_TOGETHER ? left : MOST_TOGETHER));
     }
     return ST_OK;
 }
@@ -113,9 +113,8 @@ static enum status learned_answer(const void *impl, struct policy_request *reque
 static enum status learned_plan(const void *impl, const struct prompt_facts *facts,
                                 const struct signals *signals, void *state, struct plan *plan)
 {
-    struct policy_request request = {
-        .facts = facts, .signals = signals, .state = state, .plan = plan};
-    return answer_some(impl, &request, 1);
+    struct policy_request r = {.facts = facts, .signals = signals, .state = state, .plan = plan};
+    return learned_answer(impl, &r, 1);
 }
 
 static const char *learned_digest(const void *impl)

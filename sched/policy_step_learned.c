@@ -18,6 +18,7 @@ struct step_learned {
 };
 
 enum { STAY, DROP, N_ANSWERS };
+enum { MOST_TOGETHER = 64 }; /* prompts in a batch */
 
 static void step_learned_close(void **impl)
 {
@@ -53,49 +54,91 @@ fail:
     return st;
 }
 
-/* Is `step` the one at which pair i drops? */
-static enum status look(const struct step_learned *l, int32_t i, const struct step_window *w,
-                        int32_t step, const struct prompt_facts *facts, bool *drop)
+/* Takes in what a request tells. *pair: the pair that is asked now whether it drops; -1: none. A
+ * plan that needs no question is made. */
+static enum status take_in(const struct step_learned *l, struct policy_request *r, int32_t *pair)
 {
-    float x[STEP_WINDOW_N], probability[CLASSIFIER_MAX_CLASSES];
-    step_window_vector(w, step, facts->max_new_tokens, x);
-    TRY(classifier_evaluate(&l->list.classifier[i], x, 1, l->list.scratch, probability));
-    *drop = log((double)probability[DROP]) - log((double)probability[STAY]) >
-            schedule_tilt(facts->dial);
+    const struct signals *signals = r->signals;
+    bool done = false;
+    *pair = -1;
+    step_window_add(r->state, signals->logprob, signals->entropy, signals->margin);
+    if (signals->step < 0) {
+        TRY(schedule_extreme(&l->s, r->facts->dial, r->plan, &done));
+        *pair = done ? -1 : 0;
+    } else if (!isinf(schedule_tilt(r->facts->dial)) && (signals->step + 1) % l->every == 0) {
+        int32_t i = schedule_index(&l->s, signals->level);
+        *pair = i < l->s.n - 1 ? i : -1;
+    }
+    return ST_OK;
+}
+
+static enum status decide(const struct step_learned *l, struct policy_request *r, int32_t pair,
+                          const float *probability)
+{
+    double odds = log((double)probability[DROP]) - log((double)probability[STAY]);
+    int32_t level = l->s.level[odds > schedule_tilt(r->facts->dial) ? pair + 1 : pair];
+    if (r->signals->step < 0) {
+        return plan_add(r->plan, 0, level);
+    }
+    r->amendment.level = level == r->signals->level ? -1 : level;
+    return ST_OK;
+}
+
+/* At most MOST_TOGETHER prompts: pair by pair, one batch each. */
+static enum status answer_some(const struct step_learned *l, struct policy_request *requests,
+                               int32_t n)
+{
+    struct classifier_item items[MOST_TOGETHER];
+    float probability[MOST_TOGETHER][CLASSIFIER_MAX_CLASSES], x[MOST_TOGETHER][STEP_WINDOW_N];
+    int32_t pair[MOST_TOGETHER], who[MOST_TOGETHER];
+    for (int32_t i = 0; i < n; i++) {
+        TRY(take_in(l, &requests[i], &pair[i]));
+    }
+    for (int32_t p = 0; p < l->list.n; p++) {
+        int32_t n_items = 0;
+        for (int32_t i = 0; i < n; i++) {
+            if (pair[i] == p) {
+                step_window_vector(requests[i].state, requests[i].signals->step + 1,
+                                   requests[i].facts->max_new_tokens, x[i]);
+                items[n_items] = (struct classifier_item){
+                    .features = x[i], .n_tok = 1, .probabilities = probability[i]};
+                who[n_items++] = i;
+            }
+        }
+        if (n_items > 0) {
+            TRY(classifier_evaluate_batch(&l->list.classifier[p], items, n_items, l->list.scratch));
+        }
+        for (int32_t k = 0; k < n_items; k++) {
+            TRY(decide(l, &requests[who[k]], p, probability[who[k]]));
+        }
+    }
+    return ST_OK;
+}
+
+static enum status step_learned_answer(const void *impl, struct policy_request *requests, int32_t n)
+{
+    for (int32_t from = 0; from < n; from += MOST_TOGETHER) {
+        int32_t left = n - from;
+        TRY(answer_some(impl, requests + from, left < MOST_TOGETHER ? left : MOST_TOGETHER));
+    }
     return ST_OK;
 }
 
 static enum status step_learned_plan(const void *impl, const struct prompt_facts *facts,
                                      const struct signals *signals, void *state, struct plan *plan)
 {
-    const struct step_learned *l = impl;
-    struct step_window *w = state;
-    bool done = false;
-    TRY(schedule_extreme(&l->s, facts->dial, plan, &done));
-    if (done) {
-        return ST_OK;
-    }
-    step_window_add(w, signals->logprob, signals->entropy, signals->margin);
-    TRY(look(l, 0, w, 0, facts, &done));
-    return plan_add(plan, 0, l->s.level[done ? 1 : 0]);
+    struct policy_request r = {.facts = facts, .signals = signals, .state = state, .plan = plan};
+    return step_learned_answer(impl, &r, 1);
 }
 
 static enum status step_learned_observe(const void *impl, const struct prompt_facts *facts,
                                         const struct signals *signals, void *state,
                                         struct amendment *amendment)
 {
-    const struct step_learned *l = impl;
-    struct step_window *w = state;
-    bool drop = false;
-    int32_t i = schedule_index(&l->s, signals->level), next = signals->step + 1;
-    step_window_add(w, signals->logprob, signals->entropy, signals->margin);
-    if (isinf(schedule_tilt(facts->dial)) || i < 0 || i == l->s.n - 1 || next % l->every != 0) {
-        return ST_OK;
-    }
-    TRY(look(l, i, w, next, facts, &drop));
-    if (drop) {
-        amendment->level = l->s.level[i + 1];
-    }
+    struct policy_request r = {
+        .facts = facts, .signals = signals, .state = state, .amendment = *amendment};
+    TRY(step_learned_answer(impl, &r, 1));
+    *amendment = r.amendment;
     return ST_OK;
 }
 
@@ -117,6 +160,7 @@ const struct policy_ops policy_step_learned = {
     .begin = schedule_begin,
     .plan = step_learned_plan,
     .observe = step_learned_observe,
+    .answer = step_learned_answer,
     .digest = step_learned_digest,
     .close = step_learned_close,
 };

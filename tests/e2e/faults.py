@@ -224,14 +224,15 @@ def is_dropped(name, dropped):
 
 
 def plain(value):
-    """A value that == compares bit for bit (no NaN is expected)."""
+    """A value that == compares bit for bit; any NaN is "nan", which equals itself."""
     if isinstance(value, np.ndarray) and value.dtype.names:
         return tuple(plain(row) for row in value)
     if isinstance(value, np.void):
         return tuple(plain(value[name]) for name in value.dtype.names)
     if isinstance(value, np.ndarray):
         return (value.dtype.str, value.shape, value.tobytes() if value.dtype != object else tuple(map(plain, value.flat)))
-    return value.item() if isinstance(value, np.generic) else value
+    value = value.item() if isinstance(value, np.generic) else value
+    return "nan" if isinstance(value, float) and value != value else value
 
 
 def contents(path, dropped, without=None):

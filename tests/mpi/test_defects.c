@@ -147,7 +147,7 @@ static void decode(struct watch *w, const struct settings *s)
                                 .ctx = w};
     CHECK_OK(session_create(&session, engine.dec, &engine.coll, &policy, &engine.levels,
                             &engine.source.config, &o));
-    CHECK_OK(session_start(session, &prompt, 0, key, 1, 0.5f));
+    CHECK_OK(session_start(session, &prompt, 0, key, 1, policy.dial));
     while (session_n_active(session) > 0) {
         CHECK_OK(session_advance(session));
     }

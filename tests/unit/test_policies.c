@@ -458,6 +458,75 @@ static void test_dial_is_monotone(const char *kv, const char *step)
     }
 }
 
+/* Many requests together are answered as one by one: different prompts, dials and levels. */
+static void test_company(const char *name, const char *file)
+{
+    enum { N = 70, STATE = 512, N_LEVELS = 2 };
+    static unsigned char together[N][STATE] __attribute__((aligned(16))),
+        alone[STATE] __attribute__((aligned(16)));
+    static float features[N][2 * 3 * HEAD_DIM];
+    struct policy_request requests[N];
+    struct prompt_facts facts[N];
+    struct signals signals[N];
+    struct plan plans[N], plan;
+    struct level_table t;
+    struct settings s;
+    struct policy p;
+    struct gen_rng rng = {11};
+    char setting[2 * GEN_PATH_BYTES];
+    int n_low = 0;
+    settings_default(&s);
+    snprintf(setting, sizeof setting, "policy.classifier=%s", file);
+    CHECK_OK(settings_set(&s, setting));
+    snprintf(setting, sizeof setting, "policy.name=%s", name);
+    CHECK_OK(settings_set(&s, setting));
+    CHECK_OK(settings_set(&s, "policy.levels=4 2"));
+    CHECK_OK(settings_set(&s, "policy.every=1"));
+    level_table_init(&t, &small, HELD, 0, 16, 16);
+    CHECK_OK(registry_open_policy(&p, &s, &t));
+    CHECK(p.ops->answer != NULL && p.ops->state_bytes <= STATE);
+    CHECK_OK(plan_create(&plan, T));
+    memset(together, 0, sizeof together);
+    for (int i = 0; i < N; i++) {
+        CHECK_OK(plan_create(&plans[i], T));
+        for (size_t k = 0; k < sizeof features[i] / sizeof *features[i]; k++) {
+            features[i][k] = (float)gen_normal(&rng);
+        }
+        facts[i] = (struct prompt_facts){
+            .id = "", .task = "", .max_new_tokens = T, .dial = (float)gen_uniform(&rng)};
+        signals[i] = (struct signals){.step = strcmp(name, "learned") == 0 || i % 2 ? -1 : i % T,
+                                      .level = 1,
+                                      .logprob = -(float)gen_uniform(&rng),
+                                      .features = features[i],
+                                      .n_feature_heads = 1,
+                                      .n_feature_tok = 3,
+                                      .feature_dim = HEAD_DIM};
+        CHECK_OK(level_table_add(&t, "4", &signals[i].level));
+        requests[i] =
+            (struct policy_request){&facts[i], &signals[i], together[i], &plans[i], {-1, -1}};
+    }
+    CHECK_OK(policy_answer(&p, requests, N, t.n));
+    for (int i = 0; i < N; i++) {
+        struct amendment a = {-1, -1};
+        memset(alone, 0, sizeof alone);
+        plan_clear(&plan);
+        if (signals[i].step < 0) {
+            CHECK_OK(policy_plan(&p, &facts[i], &signals[i], alone, t.n, &plan));
+        } else {
+            CHECK_OK(policy_observe(&p, &facts[i], &signals[i], alone, t.n, &a));
+        }
+        CHECK(plan.n == plans[i].n && a.level == requests[i].amendment.level);
+        CHECK(memcmp(plan.at, plans[i].at, (size_t)plan.n * sizeof *plan.at) == 0);
+        CHECK(memcmp(alone, together[i], sizeof alone) == 0);
+        n_low += a.level >= 0 || plan.n > 1;
+        plan_free(&plans[i]);
+    }
+    CHECK(n_low > 0 && n_low < N);
+    plan_free(&plan);
+    policy_close(&p);
+    level_table_release(&t);
+}
+
 static void test_lists(void)
 {
     struct level_table t;
@@ -513,8 +582,11 @@ int main(void)
     test_error_feedback();
     test_oracle();
     test_dial_of_plans();
-    test_dial_is_monotone(write_classifier("kv", CLASSIFIER_KV, "4", "2", at, p, 4),
-                          write_classifier("s", CLASSIFIER_STEP, "4", "2", stay, even, 2));
+    const char *kv = write_classifier("kv", CLASSIFIER_KV, "4", "2", at, p, 4);
+    const char *step = write_classifier("s", CLASSIFIER_STEP, "4", "2", stay, even, 2);
+    test_dial_is_monotone(kv, step);
+    test_company("learned", kv);
+    test_company("step-learned", step);
     test_lists();
     gen_remove(folder);
     return check_report();

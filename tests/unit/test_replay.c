@@ -30,9 +30,9 @@ static struct turn_record turns0[2] = {
      .n_steps = 3,
      .n_switches = 2},
     {.n_prompt_tok = 2, .n_new_tok = 1, .prefill_level = 1, .token0 = 20, .logprob0 = -0.25f}};
-static struct step_record steps0[3] = {{0, 0, 0, 11, -0.5f, 0.25f, 1.0f, 0, 1, 0},
-                                       {0, 1, 0, 12, -0.75f, 0.125f, 2.0f, 0, 1, 0},
-                                       {0, 2, 1, 13, -1.0f, 0.5f, 3.0f, 0, 1, 0}};
+static struct step_record steps0[3] = {{0, 0, 0, 11, -0.5f, 0.25f, 1.0f, 0, 1, 0, 0, 0, 0, 0},
+                                       {0, 1, 0, 12, -0.75f, 0.125f, 2.0f, 0, 1, 0, 0, 0, 0, 0},
+                                       {0, 2, 1, 13, -1.0f, 0.5f, 3.0f, 0, 1, 0, 0, 0, 0, 0}};
 static struct plan_switch switches0[2] = {{0, 0}, {2, 1}};
 static struct turn_record turns2[1] = {{.n_prompt_tok = 3,
                                         .n_new_tok = 3,
@@ -40,8 +40,8 @@ static struct turn_record turns2[1] = {{.n_prompt_tok = 3,
                                         .token0 = 30,
                                         .n_steps = 2,
                                         .n_switches = 1}};
-static struct step_record steps2[2] = {{0, 0, 1, 31, -2.0f, 0, 0, 0, 1, 0},
-                                       {0, 1, 1, 32, -3.0f, 0, 0, 0, 1, 0}};
+static struct step_record steps2[2] = {{0, 0, 1, 31, -2.0f, 0, 0, 0, 1, 0, 0, 0, 0, 0},
+                                       {0, 1, 1, 32, -3.0f, 0, 0, 0, 1, 0, 0, 0, 0, 0}};
 static struct plan_switch switches2[1] = {{0, 1}};
 static struct finished_record finished[2] = {{.ordinal = 0,
                                               .n_turns = 2,

@@ -33,9 +33,10 @@ static struct turn_record turns[2] = {{.n_prompt_tok = 5,
                                        .n_switches = 1,
                                        .prefill_s = 0.125f,
                                        .decode_s = 0.25f}};
-static struct step_record steps[3] = {{0, 0, 0, 21, -0.25f, 0.5f, 3.0f, 7, 0.75f, 0.125f},
-                                      {0, 1, 1, 22, -2.0f, 1.0f, 0.5f, 8, 0.5f, 0},
-                                      {1, 0, 1, -1, -0.125f, 0.25f, 4.0f, 4294967295u, 1, 2}};
+static struct step_record steps[3] = {
+    {0, 0, 0, 21, -0.25f, 0.5f, 3.0f, 7, 0.75f, 0.125f, 1, 2, 3, 4},
+    {0, 1, 1, 22, -2.0f, 1.0f, 0.5f, 8, 0.5f, 0, 5, 6, 7, 8},
+    {1, 0, 1, -1, -0.125f, 0.25f, 4.0f, 4294967295u, 1, 2, 9, 10, 11, 12}};
 static struct plan_switch switches[3] = {{0, 0}, {1, 1}, {0, 1}};
 static struct pass_record passes[2] = {{.pass = 7,
                                         .kind = PASS_PREFILL,
@@ -120,25 +121,25 @@ static void check_equal(const struct finished_record *a, const struct finished_r
 static void test_bytes(void)
 {
     static const unsigned char expected[] = {
-        3,    0,    0,    0,                                           // version
-        0x9a, 0x78, 0x56, 0x34, 0x12, 0,    0,    0,                   // ordinal
-        0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11,                // key
-        2,    0,    0,    0,    0,    0,    0,    0,                   //
-        1,    0,    0,    0,    3,    0,    0,    0,    5, 0, 0,    0, // attempt, epoch, replica
-        0,    0,    0,    0,    0,    0,    0xf8, 0x3f,                // 1.5
-        0,    0,    0,    0,    0,    0,    0xe8, 0x3f,                // 0.75
-        1,    0,    0,    0,    0,    0,    0,    0,    0, 0, 0,    0,    0, 0, 0, 0, 0,
-        0,    0,    0,                               // 1 turn, no steps ... decisions
-        0,    0,    0,    0,    0,    0,    0,    0, // no features
-        2,    0,    0,    0,    2,    0,    0,    0,    0, 0, 0,    0,    1, 0, 0, 0, // turn:
-                                                                                      // tokens,
-                                                                                      // finish,
-                                                                                      // prefill
-                                                                                      // level
-        0xfe, 0xff, 0xff, 0xff,                                                       // token0 -2
-        0,    0,    0x80, 0xbf, 0,    0,    0,    0x3f, 0, 0, 0x80, 0x3f,             // -1, 0.5, 1
-        0,    0,    0,    0,    0,    0,    0,    0,    // steps, switches
-        0,    0,    0,    0x3e, 0,    0,    0x80, 0x3e, // 0.125, 0.25
+        3, 0, 0, 0,                                     // version
+        0x9a, 0x78, 0x56, 0x34, 0x12, 0, 0, 0,          // ordinal
+        0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11, // key
+        2, 0, 0, 0, 0, 0, 0, 0,                         //
+        1, 0, 0, 0, 3, 0, 0, 0, 5, 0, 0, 0,             // attempt, epoch, replica
+        0, 0, 0, 0, 0, 0, 0xf8, 0x3f,                   // 1.5
+        0, 0, 0, 0, 0, 0, 0xe8, 0x3f,                   // 0.75
+        1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+        0,                                                 // 1 turn, no steps ... decisions
+        0, 0, 0, 0, 0, 0, 0, 0,                            // no features
+        2, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0,    // turn:
+                                                           // tokens,
+                                                           // finish,
+                                                           // prefill
+                                                           // level
+        0xfe, 0xff, 0xff, 0xff,                            // token0 -2
+        0, 0, 0x80, 0xbf, 0, 0, 0, 0x3f, 0, 0, 0x80, 0x3f, // -1, 0.5, 1
+        0, 0, 0, 0, 0, 0, 0, 0,                            // steps, switches
+        0, 0, 0, 0x3e, 0, 0, 0x80, 0x3e,                   // 0.125, 0.25
     };
     struct turn_record turn = turns[1];
     turn.token0 = -2;
@@ -169,7 +170,7 @@ static void test_round_trip(void)
 {
     struct finished_record r = sample(), back;
     size_t n = trace_packed_bytes(&r);
-    CHECK(n == 84 + 2 * 48 + 3 * 40 + 3 * 8 + 2 * 48 + 2 * 28 + 12 * 4);
+    CHECK(n == 84 + 2 * 48 + 3 * 56 + 3 * 8 + 2 * 48 + 2 * 28 + 12 * 4);
     unsigned char *buf = malloc(n + 1), *again = malloc(n);
     uint64_t allocs = mem_alloc_count();
     trace_pack(buf + 1, n, &r); // no alignment is asked for
@@ -226,7 +227,7 @@ static void put_i32(unsigned char *at, int32_t x)
     }
 }
 
-/* Offsets of the format, worked out by hand: head 84, turns 48, steps 40, switches 8, passes 48,
+/* Offsets of the format, worked out by hand: head 84, turns 48, steps 56, switches 8, passes 48,
  * decisions 28. */
 static void check_refused(enum change change, const char *part)
 {
@@ -234,7 +235,7 @@ static void check_refused(enum change change, const char *part)
     size_t n = trace_packed_bytes(&r);
     unsigned char *buf = calloc(n + 1, 1);
     trace_pack(buf, n, &r);
-    unsigned char *turn0 = buf + 84, *step0 = turn0 + 2 * 48, *pass0 = step0 + 3 * 40 + 3 * 8,
+    unsigned char *turn0 = buf + 84, *step0 = turn0 + 2 * 48, *pass0 = step0 + 3 * 56 + 3 * 8,
                   *decision0 = pass0 + 2 * 48;
     switch (change) {
     case VERSION:
@@ -279,10 +280,10 @@ static void check_refused(enum change change, const char *part)
         put_i32(turn0 + 48 + 36, 2);
         break;
     case STEP_TURN:
-        put_i32(step0 + 80, 0);
+        put_i32(step0 + 112, 0);
         break;
     case STEP_ORDER:
-        put_i32(step0 + 40 + 4, 0);
+        put_i32(step0 + 56 + 4, 0);
         break;
     case FINISH:
         put_i32(turn0 + 8, 2);
