@@ -236,6 +236,12 @@ void decoder_clear_slot(struct decoder *dec, int32_t slot)
     dec->kv.n_filled[slot] = 0;
 }
 
+enum status decoder_fill_slot(struct decoder *dec, int32_t slot, int32_t n_tok)
+{
+    TRY(kvcache_fill(&dec->kv, slot, n_tok, (uint32_t)slot + 1));
+    return ST_OK;
+}
+
 /* ---- one pass ---- */
 
 /* A pass being built: what its operations share. */

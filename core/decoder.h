@@ -44,6 +44,9 @@ void decoder_destroy(struct decoder **dec);
 /* Tokens in a slot's KV cache; forgetting them makes the slot free for another sequence. */
 int32_t decoder_n_filled(const struct decoder *dec, int32_t slot);
 void decoder_clear_slot(struct decoder *dec, int32_t slot);
+/* kvcache_fill: the slot then holds n_tok tokens, forgotten or made up as needed. For timings at a
+ * context that nobody wants to prefill. Allocates. */
+MUST_CHECK enum status decoder_fill_slot(struct decoder *dec, int32_t slot, int32_t n_tok);
 
 /* One token of a decode pass. want.restricted is the decoder's business. */
 struct decode_token {

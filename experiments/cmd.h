@@ -18,5 +18,6 @@ MUST_CHECK enum status cmd_generate(struct env *env, int argc, char **argv);
 MUST_CHECK enum status cmd_perplexity(struct env *env, int argc, char **argv);
 MUST_CHECK enum status cmd_tune(struct env *env, int argc, char **argv);
 MUST_CHECK enum status cmd_logits(struct env *env, int argc, char **argv);
+MUST_CHECK enum status cmd_bench(struct env *env, int argc, char **argv);
 
 #endif

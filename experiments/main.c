@@ -26,6 +26,7 @@ static const struct subcommand subcommands[] = {
     {"perplexity", "how well a model predicts a text, at any bits or plan", NULL, cmd_perplexity},
     {"tune", "find a precision: the lowest that loses nothing (tune high)", NULL, cmd_tune},
     {"logits", "logits of a list of ids as a NumPy file", NULL, cmd_logits},
+    {"bench", "time products, decoding, prefill and level changes against memory", NULL, cmd_bench},
     {"inspect", "what a model folder, a nested model or a run file holds", cmd_inspect, NULL},
     {"help-config", "every setting with its meaning", cmd_help_config, NULL},
 };
