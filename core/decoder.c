@@ -248,6 +248,12 @@ enum status decoder_fork_slot(struct decoder *dec, int32_t from, int32_t to)
     return kvcache_fork(&dec->kv, from, to, dec->fork_bounce);
 }
 
+enum status decoder_fill_slot(struct decoder *dec, int32_t slot, int32_t n_tok)
+{
+    TRY(kvcache_fill(&dec->kv, slot, n_tok, (uint32_t)slot + 1));
+    return ST_OK;
+}
+
 /* ---- one pass ---- */
 
 /* A pass being built: what its operations share. */

@@ -48,6 +48,9 @@ void decoder_clear_slot(struct decoder *dec, int32_t slot);
  * give what a slot that had been fed the same tokens at the same levels would give, bit for bit.
  * Allocates its scratch on first use where the backend's memory is not the host's. */
 MUST_CHECK enum status decoder_fork_slot(struct decoder *dec, int32_t from, int32_t to);
+/* kvcache_fill: the slot then holds n_tok tokens, forgotten or made up as needed. For timings at a
+ * context that nobody wants to prefill. Allocates. */
+MUST_CHECK enum status decoder_fill_slot(struct decoder *dec, int32_t slot, int32_t n_tok);
 
 /* One token of a decode pass. want.restricted is the decoder's business. */
 struct decode_token {

@@ -60,6 +60,46 @@ void kvcache_free(struct kvcache *kv)
     *kv = (struct kvcache){0};
 }
 
+/* n numbers between -1 and 1. */
+static void fill_numbers(void *out, enum dtype dtype, size_t n, uint32_t *state)
+{
+    for (size_t i = 0; i < n; i++) {
+        *state = *state * 1664525u + 1013904223u; /* Numerical Recipes, "quick and dirty" */
+        float f = (float)(int32_t)*state * 0x1p-31f;
+        if (dtype == DT_F16) {
+            ((uint16_t *)out)[i] = f32_to_f16(f);
+        } else {
+            ((float *)out)[i] = f;
+        }
+    }
+}
+
+enum status kvcache_fill(struct kvcache *kv, int32_t slot, int32_t n_tok, uint32_t seed)
+{
+    int32_t have = kv->n_filled[slot];
+    if (n_tok < 0 || n_tok > kv->max_tok) {
+        FAIL(ST_SHAPE, "slot %d is to hold %d tokens, expected 0 to %d", slot, n_tok, kv->max_tok);
+    }
+    enum status st = ST_OK;
+    size_t row = (size_t)kv->head_dim * dtype_bytes(kv->dtype);
+    size_t more = n_tok > have ? (size_t)(n_tok - have) : 0;
+    char *numbers = NULL;
+    TRY(mem_alloc_array((void **)&numbers, more, row));
+    for (int l = 0; more > 0 && l < kv->n_layers; l++) {
+        for (int32_t h = 0; h < 2 * kv->n_kv_local; h++) {
+            const struct tensor *t = h % 2 ? &kv->layers[l].v : &kv->layers[l].k;
+            size_t head = (size_t)slot * (size_t)kv->n_kv_local + (size_t)(h / 2);
+            size_t at = (head * (size_t)kv->n_rows + (size_t)have) * row;
+            fill_numbers(numbers, kv->dtype, more * (size_t)kv->head_dim, &seed);
+            TRY_GOTO(st, backend_upload(kv->be, (char *)t->data + at, numbers, more * row), done);
+        }
+    }
+    kv->n_filled[slot] = n_tok;
+done:
+    mem_free(numbers);
+    return st;
+}
+
 /* One head's first n_tok rows as f32. */
 static enum status read_head(const struct kvcache *kv, const struct tensor *t, int32_t slot,
                              int32_t head, int32_t n_tok, float *out)

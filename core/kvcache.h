@@ -26,6 +26,11 @@ MUST_CHECK enum status kvcache_create(struct kvcache *out, struct backend *be,
                                       int32_t max_tok, int32_t n_spare, enum dtype dtype);
 void kvcache_free(struct kvcache *kv);
 
+/* Makes a slot hold n_tok tokens, for timings: rows that it has stay, further ones get numbers
+ * between -1 and 1 that a seed and their place determine. Allocates. Errors: ST_SHAPE (n_tok over
+ * max_tok), ST_NOMEM. */
+MUST_CHECK enum status kvcache_fill(struct kvcache *kv, int32_t slot, int32_t n_tok, uint32_t seed);
+
 /* Features of a slot for learned schedulers: K and V of the last layer, mean over all KV heads of
  * the model: out (2, n_tok, head_dim) host memory, K first; or all_heads: out (2, n_kv_heads,
  * n_tok, head_dim). Heads are gathered from the ranks and added in head order, replicated heads

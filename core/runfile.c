@@ -402,6 +402,35 @@ done:
     return st;
 }
 
+static enum status write_budget(hid_t file, const struct run_contents *run)
+{
+    static const struct h5_column columns[] = {
+        I64(struct budget_row, lease, "1",
+            "place of the prompt in the order in which dials are set"),
+        I32(struct budget_row, prompt, "1", ABOUT_PROMPT),
+        F32(struct budget_row, dial, "1", "the policy's dial for it: 0 cheapest, 1 best"),
+        F64(struct budget_row, target, "bits or ms", "set point: mean cost of a decode step"),
+        F64(struct budget_row, offset, "bits or ms", "cost of a step at dial 0 by the fit"),
+        F64(struct budget_row, slope, "bits or ms", "how much more it costs at dial 1"),
+        F64(struct budget_row, account, "bits or ms",
+            "spent beyond the target until then, per step times leases, what is under way as "
+            "expected"),
+    };
+    struct h5_table t;
+    enum status st = ST_OK;
+    TRY(h5_table_begin(&t, file, "budget",
+                       "the budget's controller, one row per lease; empty without a budget",
+                       columns, N_OF(columns), sizeof(struct budget_row), (uint64_t)run->n_budget));
+    for (int i = 0; i < run->n_budget; i++) {
+        struct budget_row row = run->budget[i];
+        TRY_GOTO(st, h5_table_put(&t, &row), done);
+    }
+    TRY_GOTO(st, h5_table_end(&t), done);
+done:
+    h5_table_close(&t);
+    return st;
+}
+
 static enum status write_failed(hid_t file, const struct run_contents *run)
 {
     struct row {
@@ -585,6 +614,7 @@ static enum status write_all(hid_t file, const struct run_contents *run)
     TRY_GOTO(st, write_plans(file, run), done);
     TRY_GOTO(st, write_switches(file, run), done);
     TRY_GOTO(st, write_decisions(file, run), done);
+    TRY_GOTO(st, write_budget(file, run), done);
     TRY_GOTO(st, write_failed(file, run), done);
     TRY_GOTO(st, write_features(file, run), done);
     TRY_GOTO(st, write_metrics(file, run), done);

@@ -67,8 +67,7 @@ void model_source_close(struct model_source *src)
     *src = (struct model_source){0};
 }
 
-/* A backend block that weights_free gives back. */
-static enum status new_block(struct weights *w, void **out, size_t bytes)
+enum status weights_new_block(struct weights *w, void **out, size_t bytes)
 {
     if (w->n_blocks == w->capacity_blocks) {
         int32_t more = w->capacity_blocks ? 2 * w->capacity_blocks : 64;
@@ -93,7 +92,7 @@ static enum status load_vector(struct weights *w, const struct checkpoint *ckpt,
     TRY(checkpoint_get_shape(ckpt, name, n, 0, &t));
     TRY(MEM_NEW(&host, part));
     floats_from(host, (const char *)t.data + (size_t)begin * dtype_bytes(t.dtype), t.dtype, part);
-    TRY_GOTO(st, new_block(w, &block, part * sizeof *host), done);
+    TRY_GOTO(st, weights_new_block(w, &block, part * sizeof *host), done);
     TRY_GOTO(st, backend_upload(w->be, block, host, part * sizeof *host), done);
     *out = tensor_1d(block, DT_F32, end - begin);
 done:
@@ -133,7 +132,7 @@ static enum status load_dense(struct weights *w, const struct tensor *whole,
     size_t part = (size_t)n_cols * one, bytes = 0;
     void *block = NULL;
     TRY(mem_mul(&bytes, part, (size_t)n_rows));
-    TRY(new_block(w, &block, bytes));
+    TRY(weights_new_block(w, &block, bytes));
     const char *src =
         (const char *)whole->data + (size_t)range->row_begin * row + (size_t)range->col_begin * one;
     if (n_cols == whole->dims[1]) {
@@ -178,9 +177,8 @@ static enum status load_linear(struct weights *w, const struct model_source *src
     return backend_planes_load(w->be, &out->nested, &source, range, planes);
 }
 
-/* The rows and columns of a role that a shard holds. */
-static struct matrix_range role_range(const struct model_config *c, const struct model_shard *s,
-                                      enum matrix_role role)
+struct matrix_range weights_role_range(const struct model_config *c, const struct model_shard *s,
+                                       enum matrix_role role)
 {
     struct matrix_range r = {0};
     model_matrix_shape(c, role, &r.row_end, &r.col_end);
@@ -230,7 +228,7 @@ static enum status load_layer(struct weights *w, const struct model_source *src,
         }
         model_matrix_shape(c, (enum matrix_role)role, &n_rows, &n_cols);
         model_matrix_name(name, c, layer, (enum matrix_role)role);
-        struct matrix_range range = role_range(c, &w->shard, (enum matrix_role)role);
+        struct matrix_range range = weights_role_range(c, &w->shard, (enum matrix_role)role);
         TRY(load_linear(w, src, name, n_rows, n_cols, c->nested, &range, n_planes,
                         &l->matrix[role]));
         if (c->biased >> role & 1) {

@@ -92,4 +92,11 @@ MUST_CHECK enum status weights_load(struct weights *out, struct backend *be,
                                     const struct model_source *src, const struct model_shard *shard,
                                     int n_planes);
 void weights_free(struct weights *w);
+
+/* For those who fill a struct weights by other means: */
+/* A zeroed backend block that weights_free gives back. */
+MUST_CHECK enum status weights_new_block(struct weights *w, void **out, size_t bytes);
+/* The rows and columns of a role that a shard holds. */
+struct matrix_range weights_role_range(const struct model_config *c, const struct model_shard *s,
+                                       enum matrix_role role);
 #endif

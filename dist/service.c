@@ -24,7 +24,7 @@ struct request_head {
     int32_t prefill; /* plan->prefill */
     struct prompt_facts facts;
     struct signals signals;
-    uint64_t task_bytes; /* with the end */
+    uint64_t text_bytes; /* id and task, with their ends */
     uint64_t n_activation, n_features;
     uint64_t state_bytes; /* 0 but with a plan */
 };
@@ -46,7 +46,7 @@ static size_t wire_bytes(const struct request_head *h)
 {
     return padded(sizeof *h) + padded((size_t)h->state_bytes) +
            padded((size_t)h->n_activation * sizeof(float)) +
-           padded((size_t)h->n_features * sizeof(float)) + padded((size_t)h->task_bytes);
+           padded((size_t)h->n_features * sizeof(float)) + padded((size_t)h->text_bytes);
 }
 
 static enum status check_options(size_t *request_bytes, size_t *answer_bytes,
@@ -57,7 +57,7 @@ static enum status check_options(size_t *request_bytes, size_t *answer_bytes,
     TRY(mem_add(&floats, o->n_activation_floats, o->max_feature_floats));
     TRY(mem_mul(&bytes, floats, sizeof(float)));
     TRY(mem_add(&bytes, bytes, state_bytes));
-    TRY(mem_add(&bytes, bytes, o->max_task_bytes + 1));
+    TRY(mem_add(&bytes, bytes, o->max_text_bytes + 2));
     TRY(mem_add(request_bytes, bytes, fixed));
     TRY(mem_mul(&bytes, (size_t)o->max_new_tokens, sizeof(struct plan_switch)));
     TRY(mem_add(answer_bytes, bytes, sizeof(struct answer_head)));
@@ -75,8 +75,8 @@ static enum status check_options(size_t *request_bytes, size_t *answer_bytes,
 
 /* What the service remembers of a turn. */
 struct turn {
-    struct prompt_facts facts; /* task points to task */
-    char *task;                /* owned */
+    struct prompt_facts facts; /* its texts are in text */
+    char *text;                /* (max_text_bytes + 2) owned */
     void *state;               /* owned; NULL when the policy keeps none */
     bool in_batch;
 };
@@ -122,7 +122,7 @@ static enum status allocate(struct service *s)
     TRY(mem_mul(&n_turns, (size_t)s->opt.n_clients, (size_t)s->opt.n_slots));
     TRY(MEM_NEW(&s->turns, n_turns));
     for (size_t i = 0; i < n_turns; i++) {
-        TRY(MEM_NEW(&s->turns[i].task, s->opt.max_task_bytes + 1));
+        TRY(MEM_NEW(&s->turns[i].text, s->opt.max_text_bytes + 2));
         if (s->policy->ops->state_bytes > 0) {
             TRY(mem_alloc_array(&s->turns[i].state, 1, s->policy->ops->state_bytes));
         }
@@ -178,7 +178,7 @@ void service_destroy(struct service **service)
     }
     size_t n_turns = (size_t)s->opt.n_clients * (size_t)s->opt.n_slots;
     for (size_t i = 0; s->turns && i < n_turns; i++) {
-        mem_free(s->turns[i].task);
+        mem_free(s->turns[i].text);
         mem_free(s->turns[i].state);
     }
     for (int32_t i = 0; s->jobs && i <= s->n_jobs; i++) {
@@ -208,8 +208,8 @@ static enum status read_head(const struct service *s, struct job *j)
     bool whole = j->bytes >= sizeof *h;
     memcpy(h, j->wire, whole ? sizeof *h : 0);
     if (!whole || h->client < 0 || h->client >= s->opt.n_clients || h->slot < 0 ||
-        h->slot >= s->opt.n_slots || h->task_bytes < 1 ||
-        h->task_bytes > s->opt.max_task_bytes + 1 || h->n_activation > s->opt.n_activation_floats ||
+        h->slot >= s->opt.n_slots || h->text_bytes < 2 ||
+        h->text_bytes > s->opt.max_text_bytes + 2 || h->n_activation > s->opt.n_activation_floats ||
         h->n_features > s->opt.max_feature_floats || h->state_bytes > s->policy->ops->state_bytes ||
         wire_bytes(h) != j->bytes) {
         FAIL(ST_FORMAT,
@@ -240,11 +240,11 @@ static enum status add_to_batch(struct service *s, int32_t job)
     at += padded((size_t)h->n_activation * sizeof(float));
     j->signals.features = h->n_features ? (const float *)(const void *)at : NULL;
     at += padded((size_t)h->n_features * sizeof(float));
-    memcpy(t->task, at, (size_t)h->task_bytes);
-    t->task[h->task_bytes - 1] = '\0';
+    memcpy(t->text, at, (size_t)h->text_bytes);
+    t->text[h->text_bytes - 2] = t->text[h->text_bytes - 1] = '\0';
     t->facts = h->facts;
-    t->facts.task = t->task;
-    t->facts.id = ""; /* does not travel: a policy that looks prompts up is asked at home */
+    t->facts.id = t->text;
+    t->facts.task = t->text + strlen(t->text) + 1;
     plan_clear(&j->plan);
     j->plan.prefill = h->prefill;
     t->in_batch = true;
@@ -558,13 +558,14 @@ static enum status ask(void *ctx, int32_t slot, const struct policy_request *r)
     struct service_client *c = ctx;
     struct line *l = &c->lines[slot];
     const struct signals *g = r->signals;
+    size_t n_id = strlen(r->facts->id) + 1, n_task = strlen(r->facts->task) + 1;
     struct request_head h = {.client = c->client,
                              .slot = slot,
                              .serial = c->next_serial++,
                              .prefill = r->plan->prefill,
                              .facts = *r->facts,
                              .signals = *g,
-                             .task_bytes = strlen(r->facts->task) + 1};
+                             .text_bytes = n_id + n_task};
     h.state_bytes = g->step < 0 ? c->state_bytes : 0;
     h.n_activation = g->activation ? c->opt.n_activation_floats : 0;
     if (g->features) {
@@ -587,7 +588,8 @@ static enum status ask(void *ctx, int32_t slot, const struct policy_request *r)
     at = put(at, r->state, (size_t)h.state_bytes);
     at = put(at, g->activation, (size_t)h.n_activation * sizeof(float));
     at = put(at, g->features, (size_t)h.n_features * sizeof(float));
-    put(at, r->facts->task, (size_t)h.task_bytes);
+    memcpy(at, r->facts->id, n_id);
+    memcpy(at + n_id, r->facts->task, n_task);
     l->ring[(l->first + l->n++) % (c->opt.lag + 2)] =
         (struct expected){.serial = h.serial, .asked_s = clock_s()};
     c->n_under_way++;

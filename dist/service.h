@@ -30,7 +30,7 @@ struct service_options {
     int32_t n_levels;
     int32_t max_new_tokens;
     int32_t lag;
-    size_t max_task_bytes;      /* of prompt_facts.task, without the end */
+    size_t max_text_bytes;      /* of prompt_facts.id and .task together, without their ends */
     size_t n_activation_floats; /* of signals.activation; 0: never there */
     size_t max_feature_floats;  /* of signals.features; 0: never there */
     double timeout_s;           /* > 0: a client that waits longer for an answer ends the job */

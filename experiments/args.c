@@ -8,7 +8,7 @@
 
 #include "core/mem.h"
 
-enum { MOST_OPTIONS = 24 };
+enum { MOST_OPTIONS = 40 };
 
 enum status args_number(long long *out, const char *name, const char *text, long long min,
                         long long max)
@@ -71,7 +71,7 @@ enum status args_parse(struct args *out, const struct env *env, int argc, char *
         {"kv", &kv, NULL},          {"segments", &segments, NULL}, {"isa", &isa, NULL},
         {"json", NULL, &out->json}, {"help", NULL, &out->help},    {NULL, NULL, NULL},
     };
-    const struct arg_option *lists[] = {common, own};
+    const struct arg_option *lists[] = {own, common}; /* the first of a name wins */
     struct arg_option known[MOST_OPTIONS];
     struct option options[MOST_OPTIONS + 1] = {0};
     int n = 0;

@@ -25,9 +25,9 @@ struct arg_option {
     bool *flag;
 };
 
-/* Parses argv; `own` ends with a NULL name. Errors: ST_USER (unknown option with the usage's first
- * line; number of words not n_words; a value out of range). --help sets help and checks nothing
- * else. tensor_ranks is set to the world's size. */
+/* Parses argv; `own` ends with a NULL name and may take over a common option by its name. Errors:
+ * ST_USER (unknown option with the usage's first line; number of words not n_words; a value out of
+ * range). --help sets help and checks nothing else. tensor_ranks is set to the world's size. */
 MUST_CHECK enum status args_parse(struct args *out, const struct env *env, int argc, char **argv,
                                   const struct arg_option *own, int n_words, const char *usage);
 /* The part of every usage text that args_parse understands. */

@@ -21,5 +21,6 @@ MUST_CHECK enum status cmd_tune(struct env *env, int argc, char **argv);
 MUST_CHECK enum status cmd_dataset(struct env *env, int argc, char **argv);
 MUST_CHECK enum status cmd_train(struct env *env, int argc, char **argv);
 MUST_CHECK enum status cmd_logits(struct env *env, int argc, char **argv);
+MUST_CHECK enum status cmd_bench(struct env *env, int argc, char **argv);
 
 #endif

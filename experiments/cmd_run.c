@@ -280,9 +280,9 @@ static enum status size_requests(const struct run *r, struct service_options *o)
         o->n_activation_floats = 2 * (size_t)c->n_layers * M_N_ROLES;
     }
     for (int32_t i = 0; i < r->prompts.n; i++) {
-        const char *task = r->prompts.prompt[i].task;
-        size_t n = task ? strlen(task) : 0;
-        o->max_task_bytes = n > o->max_task_bytes ? n : o->max_task_bytes;
+        const struct prompt *p = &r->prompts.prompt[i];
+        size_t n = (p->task ? strlen(p->task) : 0) + (p->id ? strlen(p->id) : 0);
+        o->max_text_bytes = n > o->max_text_bytes ? n : o->max_text_bytes;
     }
     return ST_OK;
 }

@@ -29,6 +29,7 @@ static const struct subcommand subcommands[] = {
     {"train", "a learned scheduler from such data (mpirun)", NULL, cmd_train},
     {"export", "datasets of many jobs as one", cmd_export, NULL},
     {"logits", "logits of a list of ids as a NumPy file", NULL, cmd_logits},
+    {"bench", "time products, decoding, prefill and level changes against memory", NULL, cmd_bench},
     {"inspect", "what a model folder, a nested model or a run file holds", cmd_inspect, NULL},
     {"help-config", "every setting with its meaning", cmd_help_config, NULL},
 };

@@ -303,9 +303,11 @@ static void compare_runs(struct comparison *c)
 
 /* What another order of sums, instruction set or KV format may change, in nats or units of a logit.
  * Seen: 0.0020 (order of sums, cpu against cpu_ref) and 0.0056 (f16 against f32 keys and values),
- * in 248 tokens of the embedded model at 4, 3 and 2 bits (2026-11-22, AVX2: `pmpd run --replay
- * RUN.h5 --set kv.format=f32`); ten times that for larger models. */
-static const double rounding = 0.05;
+ * in 248 tokens of the embedded model at 4, 3 and 2 bits (2026-11-22, f32 activations: `pmpd run
+ * --replay RUN.h5 --set kv.format=f32`). The cpu backend's products of nested matrices round
+ * activations to 8 bits, and there a last bit more or less becomes one step of 127: 0.13 seen with
+ * another number of tensor ranks; a few times that for larger models. */
+static const double rounding = 0.5;
 
 enum verdict { VERDICT_EQUAL, VERDICT_ROUNDING, VERDICT_DIFFERS };
 static const char *const verdict_words[] = {"equal", "rounding", "differs"};

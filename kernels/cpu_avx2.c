@@ -321,10 +321,10 @@ AVX2_INLINE __m256 step_weights(const struct group_levels *g, const float *lut,
     return level_of(g, kind, bits, code);
 }
 
-/* Walks the columns begin..begin + n of a row: to out (weights) where out is given, else times x
- * into the returned sum. kind and bits are constants where this is called. */
-AVX2_INLINE float walk(const struct nested_row *row, enum level_kind kind, int bits, int32_t begin,
-                       int32_t n, float *out, const float *x)
+/* out[0..n) = columns begin..begin + n of a row. kind and bits are constants where this is called.
+ */
+AVX2_INLINE void decode_any(float *out, const struct nested_row *row, enum level_kind kind,
+                            int bits, int32_t begin, int32_t n)
 {
     struct group_levels g;
     float lut[LEVELS_MAX] __attribute__((aligned(32)));
@@ -334,73 +334,46 @@ AVX2_INLINE float walk(const struct nested_row *row, enum level_kind kind, int b
         g.table[0] = _mm256_load_ps(lut);
         g.table[1] = _mm256_load_ps(lut + 8);
     }
-    __m256 acc[N_VEC];
-    for (int k = 0; k < N_VEC; k++) {
-        acc[k] = _mm256_setzero_ps();
-    }
     int32_t c = 0, group = begin / row->group_cols;
     while (c < n) {
         load_group(&g, row, kind, bits, group++);
         int32_t end = n - c < row->group_cols ? n : c + row->group_cols;
         for (; c < end; c += CPU_STEP) {
             __m256i codes = step_codes(row->plane, bits, (size_t)(begin + c) / 8);
-            if (out) {
-                for (int k = 0; k < N_VEC; k++) {
-                    __m256 w8 = step_weights(&g, lut, kind, bits, codes, k);
-                    _mm256_storeu_ps(out + c + 8 * k, w8);
-                }
-            } else if (n - c >= CPU_STEP) {
-                for (int k = 0; k < N_VEC; k++) {
-                    __m256 w8 = step_weights(&g, lut, kind, bits, codes, k);
-                    acc[k] = _mm256_fmadd_ps(w8, _mm256_loadu_ps(x + c + 8 * k), acc[k]);
-                }
-            } else { /* as dots_vectors does it: zeros on both sides, in case a level is infinite */
-                float w_step[CPU_STEP], x_step[CPU_STEP] = {0};
-                size_t rest = (size_t)(n - c);
-                for (int k = 0; k < N_VEC; k++) {
-                    __m256 w8 = step_weights(&g, lut, kind, bits, codes, k);
-                    _mm256_storeu_ps(w_step + 8 * k, w8);
-                }
-                memset(w_step + rest, 0, (CPU_STEP - rest) * sizeof *w_step);
-                memcpy(x_step, x + c, rest * sizeof *x);
-                for (int k = 0; k < N_VEC; k++) {
-                    acc[k] = _mm256_fmadd_ps(_mm256_loadu_ps(w_step + 8 * k),
-                                             _mm256_loadu_ps(x_step + 8 * k), acc[k]);
-                }
+            for (int k = 0; k < N_VEC; k++) {
+                _mm256_storeu_ps(out + c + 8 * k, step_weights(&g, lut, kind, bits, codes, k));
             }
         }
     }
-    return sum_vector(sum_step(acc));
 }
 
-/* One copy of walk per precision and kind, so that inside it both are constants. */
-#define WALK_BITS(kind)                                      \
-    switch (row->bits) {                                     \
-    case 1:                                                  \
-        return walk(row, kind, 1, begin, n, out, x);         \
-    case 2:                                                  \
-        return walk(row, kind, 2, begin, n, out, x);         \
-    case 3:                                                  \
-        return walk(row, kind, 3, begin, n, out, x);         \
-    case 4:                                                  \
-        return walk(row, kind, 4, begin, n, out, x);         \
-    default:                                                 \
-        INVARIANT(row->bits > 4 && row->bits <= BITS_MAX);   \
-        return walk(row, kind, row->bits, begin, n, out, x); \
+/* One copy per precision and kind, so that inside it both are constants. */
+#define DECODE(kind, bits)                            \
+    case bits:                                        \
+        decode_any(out, row, kind, (bits), begin, n); \
+        return;
+#define DECODE_BITS(kind)                                                            \
+    switch (row->bits) {                                                             \
+        DECODE(kind, 1)                                                              \
+        DECODE(kind, 2)                                                              \
+        DECODE(kind, 3)                                                              \
+        DECODE(kind, 4) default : INVARIANT(row->bits > 4 && row->bits <= BITS_MAX); \
+        decode_any(out, row, kind, row->bits, begin, n);                             \
+        return;                                                                      \
     }
 
-AVX2_INLINE float walk_any(const struct nested_row *row, int32_t begin, int32_t n, float *out,
-                           const float *x)
+AVX2 static void avx2_decode(float *out, const struct nested_row *row, int32_t begin, int32_t n)
 {
     switch (row->kind) {
     case LEVEL_TIED:
-        WALK_BITS(LEVEL_TIED)
+        DECODE_BITS(LEVEL_TIED)
     case LEVEL_FREE:
-        WALK_BITS(LEVEL_FREE)
+        DECODE_BITS(LEVEL_FREE)
     case LEVEL_LUT:
-        WALK_BITS(LEVEL_LUT)
+        DECODE_BITS(LEVEL_LUT)
     case LEVEL_TAIL:
-        return walk(row, LEVEL_TAIL, 8, begin, n, out, x);
+        decode_any(out, row, LEVEL_TAIL, 8, begin, n);
+        return;
     case LEVEL_NONE:
     case LEVEL_N:
         break;
@@ -408,26 +381,16 @@ AVX2_INLINE float walk_any(const struct nested_row *row, int32_t begin, int32_t 
     INVARIANT(!"levels of this precision are held");
 }
 
-AVX2 static void avx2_decode(float *out, const struct nested_row *row, int32_t begin, int32_t n)
-{
-    (void)walk_any(row, begin, n, out, NULL);
-}
-
-AVX2 static float avx2_dot_nested(const struct nested_row *row, int32_t begin, const float *x,
-                                  int32_t n)
-{
-    return walk_any(row, begin, n, NULL, x);
-}
-
 static const struct cpu_isa isa_avx2 = {
     .name = "avx2",
+    .loops = &cpu_loops_avx2,
     .dots = avx2_dots,
     .dot_segments = avx2_dot_segments,
     .dot = avx2_dot,
     .axpy = avx2_axpy,
     .convert = avx2_convert,
     .decode = avx2_decode,
-    .dot_nested = avx2_dot_nested,
+    .nested = &nested_loops_avx2,
 };
 
 const struct cpu_isa *cpu_isa_avx2(void)
@@ -442,13 +405,14 @@ const struct cpu_isa *cpu_isa_avx512(void)
 {
     static const struct cpu_isa isa = {
         .name = "avx512",
+        .loops = &cpu_loops_avx512,
         .dots = avx2_dots,
         .dot_segments = avx2_dot_segments,
         .dot = avx2_dot,
         .axpy = avx2_axpy,
         .convert = avx2_convert,
         .decode = avx2_decode,
-        .dot_nested = avx2_dot_nested,
+        .nested = &nested_loops_avx512,
     };
     __builtin_cpu_init();
     bool has_all = cpu_isa_avx2() && __builtin_cpu_supports("avx512f") &&

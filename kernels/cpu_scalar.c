@@ -154,32 +154,14 @@ static void scalar_decode(float *out, const struct nested_row *row, int32_t begi
     }
 }
 
-static float scalar_dot_nested(const struct nested_row *row, int32_t begin, const float *x,
-                               int32_t n)
-{
-    float table[LEVELS_MAX], s[LANES] = {0}, step[CPU_STEP];
-    for (int32_t c = 0; c < n; c += CPU_STEP) {
-        int32_t col = begin + c;
-        if (c == 0 || (row->kind != LEVEL_LUT && col % row->group_cols == 0)) {
-            load_table(table, row, col / row->group_cols);
-        }
-        decode_step(step, row, table, (size_t)col / 8);
-        if (n - c >= CPU_STEP) {
-            add_step(s, step, x + c);
-        } else {
-            add_rest(s, step, x + c, n - c);
-        }
-    }
-    return sum_lanes(s);
-}
-
 const struct cpu_isa cpu_isa_scalar = {
     .name = "scalar",
+    .loops = &cpu_loops_scalar,
     .dots = scalar_dots,
     .dot_segments = scalar_dot_segments,
     .dot = scalar_dot,
     .axpy = scalar_axpy,
     .convert = scalar_convert,
     .decode = scalar_decode,
-    .dot_nested = scalar_dot_nested,
+    .nested = &nested_loops_scalar,
 };

@@ -146,6 +146,10 @@ def decode(kind, payload):
     if kind == "end":
         epoch, how = struct.unpack_from("<2i", payload)
         return {"epoch": epoch, "how": ("done", "stopped", "error")[how], "reason": text_of(payload[16:])}
+    if kind == "state":
+        lease, ordinal, dial, target, offset, slope, account = struct.unpack("<2q16xf4d", payload)
+        return {"lease": lease, "ordinal": ordinal, "dial": dial, "target": target, "offset": offset, "slope": slope,
+                "account": account}
     return {}
 
 
@@ -195,6 +199,7 @@ DROPPED = [
     ("/passes:pass", "counts the passes of one start and replica"),
     ("/passes:epoch", "which start"), ("/passes:replica", "who"),
     ("/passes:time_us", "time"), ("/passes:comm_us", "time"),
+    ("/decisions:latency_us", "time"),
     ("/metrics/decode_tok_s", "time"), ("/metrics/decode_s", "time"), ("/metrics/prefill_s", "time"),
 ]
 # With several slots, who shares a pass depends on when prompts came in, so passes are other ones.

@@ -29,7 +29,8 @@ class Tune(Case):
                 self.assertEqual(got["high"], min(good) if good else None, loss)
                 self.assertEqual(got["low"], min(good) - 1 if good and min(good) > 2 else None, loss)
                 for row in got["precisions"]:
-                    self.assertAlmostEqual(row["perplexity"], each[row["bits"]], places=4)
+                    # two ranks add up in another order, and 8-bit activations make more of it
+                    self.assertLess(abs(row["perplexity"] / each[row["bits"]] - 1), 2e-3 if ranks else 1e-6)
 
     def test_without_reference(self):
         got = result("tune", "high", self.nested, "--text", self.text, "--loss", "0")

@@ -24,6 +24,7 @@ enum op {
 };
 
 extern struct backend ref, dut; /* the oracle and the device under test */
+extern const char *dut_name;    /* what rig_open opens */
 extern struct rig_rng rng;
 
 /* Notes the error of an operation and checks it against its bound. */

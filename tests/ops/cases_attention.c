@@ -34,14 +34,21 @@ struct cache {
     struct kv_layer kv;
 };
 
+static struct cache cache_of_rows(struct backend *be, int32_t n_rows, enum dtype k_type,
+                                  enum dtype v_type, int32_t head_dim, int32_t n_kv,
+                                  int32_t heads_per_kv)
+{
+    return (struct cache){{
+        .k = rig_room(be, tensor_4d(NULL, k_type, SLOTS, n_kv, n_rows, head_dim)),
+        .v = rig_room(be, tensor_4d(NULL, v_type, SLOTS, n_kv, n_rows, head_dim)),
+        .heads_per_kv = heads_per_kv,
+    }};
+}
+
 static struct cache cache_make(struct backend *be, enum dtype k_type, enum dtype v_type,
                                int32_t head_dim, int32_t n_kv, int32_t heads_per_kv)
 {
-    return (struct cache){{
-        .k = rig_room(be, tensor_4d(NULL, k_type, SLOTS, n_kv, ROWS, head_dim)),
-        .v = rig_room(be, tensor_4d(NULL, v_type, SLOTS, n_kv, ROWS, head_dim)),
-        .heads_per_kv = heads_per_kv,
-    }};
+    return cache_of_rows(be, ROWS, k_type, v_type, head_dim, n_kv, heads_per_kv);
 }
 
 static void cache_free(struct backend *be, struct cache *c)
@@ -244,10 +251,66 @@ static void test_head_ranges(int32_t n_kv, int32_t per_kv, int32_t head_dim, enu
     free(expected);
 }
 
+/* Contexts of several blocks of rows, however a backend forms them: the oracle's answer, the same
+ * bits for a token alone as in company, for a probe as for the token at its place, and for any
+ * number of threads, whether these share heads out or (the last tokens alone, few KV heads) blocks.
+ */
+static void test_long_contexts(enum dtype type, int32_t head_dim, int32_t n_kv, int32_t per_kv)
+{
+    enum { N_TOK = 9, LAST = 600, SPARE = LAST + 1, N_ROWS = LAST + 2, N_FILL = LAST + 1 };
+    static const int32_t pos[N_TOK] = {0, 254, 255, 256, 511, 512, 512, 300, LAST};
+    static const int32_t row[N_TOK] = {0, 254, 255, 256, 511, 512, SPARE, 300, LAST};
+    static const int32_t slot[N_TOK] = {1, 1, 1, 1, 1, 1, 1, 1, 1}, spare = SPARE;
+    int32_t fill_slot[N_FILL], fill_row[N_FILL], n_heads = n_kv * per_kv;
+    for (int32_t i = 0; i < N_FILL; i++) {
+        fill_slot[i] = 1;
+        fill_row[i] = i;
+    }
+    size_t row_q = (size_t)(n_heads * head_dim), row_k = (size_t)(n_kv * head_dim);
+    float *q = floats(N_TOK * row_q), *k = floats(N_FILL * row_k), *v = floats(N_FILL * row_k);
+    float *expected = floats(N_TOK * row_q), *got = floats(N_TOK * row_q), *alone = floats(row_q);
+    for (size_t i = 0; i < N_TOK * row_q; i++) {
+        q[i] *= 3;
+    }
+    memcpy(q + 6 * row_q, q + 5 * row_q, row_q * sizeof *q); /* the probe */
+    for (int n_threads = 0; n_threads <= 3; n_threads++) {
+        struct backend be = n_threads == 0 ? ref : rig_open(dut_name, n_threads);
+        struct cache c = cache_of_rows(&be, N_ROWS, type, type, head_dim, n_kv, per_kv);
+        append(&be, &c, k, v, fill_slot, fill_row, fill_row, N_FILL);
+        append(&be, &c, k + 512 * row_k, v + 512 * row_k, slot, &pos[5], &spare, 1);
+        float *own = n_threads == 0 ? expected : n_threads == 1 ? got : floats(N_TOK * row_q);
+        attention(&be, own, q, &c, slot, pos, row, N_TOK, n_heads);
+        if (n_threads > 1) {
+            CHECK(memcmp(own, got, N_TOK * row_q * sizeof *got) == 0);
+            free(own);
+        }
+        for (int t = 0; n_threads > 0 && t < N_TOK; t++) {
+            size_t at = (size_t)t * row_q;
+            attention(&be, alone, q + at, &c, slot, pos + t, row + t, 1, n_heads);
+            if (!CHECK(memcmp(alone, got + at, row_q * sizeof *alone) == 0)) {
+                fprintf(stderr, "    %d threads, head_dim %d, %d KV heads, token %d\n", n_threads,
+                        head_dim, n_kv, t);
+            }
+        }
+        cache_free(&be, &c);
+        if (n_threads > 0) {
+            backend_close(&be);
+        }
+    }
+    CHECK(memcmp(got + 5 * row_q, got + 6 * row_q, row_q * sizeof *got) == 0);
+    COMPARE(OP_ATTENTION, got, expected, N_TOK * row_q);
+    free(q);
+    free(k);
+    free(v);
+    free(expected);
+    free(got);
+    free(alone);
+}
+
 /* Scratch does not follow the position: every step of a long answer would allocate. */
 static void test_no_allocation(void)
 {
-    struct backend be = rig_open(dut.ops->name, 2); /* one that has seen nothing yet */
+    struct backend be = rig_open(dut_name, 2); /* one that has seen nothing yet */
     struct cache c = cache_make(&be, DT_F32, DT_F16, 32, KV_HEADS, 2);
     const int32_t zero = 0;
     struct token_place place = put_place(&be, &zero, &zero, &zero, 1);
@@ -285,6 +348,11 @@ int cases_attention(void)
     test_head_ranges(3, 1, 8, DT_F32);
     test_head_ranges(1, 5, 64, DT_F16);
     test_head_ranges(2, 7, 32, DT_F16); /* Qwen2-0.5B */
+    test_long_contexts(DT_F16, 128, 1, 4);
+    test_long_contexts(DT_F16, 80, 5, 1);
+    test_long_contexts(DT_F16, 96, 2, 1);
+    test_long_contexts(DT_F32, 20, 1, 3);
+    test_long_contexts(DT_F16, 64, 3, 2);
     test_no_allocation();
     printf("attention: %d checks, %d failed\n", check_n_run, check_n_failed);
     return check_n_failed;

@@ -9,7 +9,9 @@
 
 /* Bounds of the normalised mean squared error against the oracle, one place for all. f32 sums of a
  * few thousand terms stay near 1e-12; 1e-6 leaves room for other orders of summation and for
- * half-precision multiplications with f32 sums, and no room for a wrong weight. */
+ * half-precision multiplications with f32 sums, and no room for a wrong weight. The cpu backend's
+ * products of nested matrices quantise activations to 8 bits: half a percent of a wide row's sum,
+ * and up to twice that where a row has few columns or levels are as random as here, squared. */
 static struct {
     const char *name;
     double bound, worst;
@@ -29,7 +31,10 @@ static struct {
     [OP_STATS] = {"logit_stats", 1e-6, 0},
 };
 
+enum { CPU_PERCENT = 2 }; /* 2 %: NMSE 4e-4 */
+
 struct backend ref, dut;
+const char *dut_name = "cpu";
 static bool quick; /* fewer shapes, for tools that slow the device down */
 struct rig_rng rng = {RIG_SEED};
 
@@ -541,7 +546,8 @@ static void test_nested_by_hand(void)
 
 int main(int argc, char **argv)
 {
-    const char *name = argc >= 3 && strcmp(argv[1], "--backend") == 0 ? argv[2] : "cpu";
+    const char *name = argc >= 3 && strcmp(argv[1], "--backend") == 0 ? argv[2] : dut_name;
+    dut_name = name;
     quick = argc == 4 && strcmp(argv[3], "--quick") == 0;
     rig_register();
     kernels_register_all(); /* a second time does nothing */
@@ -550,6 +556,9 @@ int main(int argc, char **argv)
     }
     backend_close(&dut);
     dut = rig_open(name, 2);
+    if (strcmp(dut.ops->name, "cpu") == 0) {
+        ops[OP_NESTED].bound = 1e-4 * CPU_PERCENT * CPU_PERCENT;
+    }
     ref = rig_open("cpu_ref", 1);
     printf("backend %s (%s), oracle cpu_ref, seed %d\n", name, dut.ops->arithmetic(&dut), RIG_SEED);
     test_nested_by_hand();

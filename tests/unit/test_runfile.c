@@ -465,7 +465,7 @@ static void test_attributes(const char *path)
     int n_sets = 0;
     CHECK(H5Ovisit2(file, H5_INDEX_NAME, H5_ITER_INC, visit, &n_sets,
                     H5O_INFO_BASIC | H5O_INFO_TIME) >= 0);
-    CHECK(n_sets == 8 + 3 + 1 + 14); // tables, features, config, metrics
+    CHECK(n_sets == 9 + 3 + 1 + 14); // tables, features, config, metrics
     CHECK(has_text(file, "format", "pmpd run"));
     hid_t group = H5Gopen2(file, "provenance", H5P_DEFAULT);
     CHECK(has_text(group, "git_revision", "abc123") && has_text(group, "seed", "0"));
