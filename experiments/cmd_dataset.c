@@ -279,8 +279,8 @@ static void describe(struct dataset_job *j)
                      "new %d\neos %d\nheads %d\nbackend %s %s\nchunk %d\nkv %s\n%s %d\n",
                      f->model_digest, f->reference_digest, f->reference, f->high, f->low,
                      f->criterion, f->tolerance, f->max_new_tokens, s->decode.stop_at_eos,
-                     f->n_kv_heads, s->backend.name, s->decode.prefill_chunk, s->kv.format,
-                     s->parallel.reproducible ? "segments" : "tensor_ranks",
+                     f->n_kv_heads, s->backend.name, s->backend.isa, s->decode.prefill_chunk,
+                     s->kv.format, s->parallel.reproducible ? "segments" : "tensor_ranks",
                      s->parallel.reproducible ? s->parallel.segments : s->parallel.tensor_ranks);
     for (int32_t i = 0; i < f->n_candidates; i++) {
         n += snprintf(j->depends + n, sizeof j->depends - (size_t)n, "at %.17g\n", f->class_at[i]);

@@ -12,12 +12,14 @@ n=${2:-480}
 mkdir -p "$out"
 say "quantising the embedded model (nested, 2 to 4 bits, without calibration)"
 "$pmpd" quantize experiments/tiny "$out/nested" --bits 2,3,4 --group 64 --force
+# answers have 20 to 255 tokens: steps 0, 20, 40, 80 and 120 of at most 240
+candidates=(--candidates "0 1/12 1/6 1/3 1/2")
 common=(--set model.path="$out/nested" --set decode.slots=8)
 
 say "$n prompts to learn from, labelled: the earliest switch from 4 to 2 bits that loses nothing"
 "$python" experiments/learn/write_prompts.py "$n" "$out/prompts.jsonl"
 mpirun -n 2 "$pmpd" dataset configs/tiny.cfg --out "$out/data.h5" --high 4 --low 2 --reference experiments/tiny \
-    "${common[@]}" --set prompts.path="$out/prompts.jsonl"
+    "${common[@]}" "${candidates[@]}" --set prompts.path="$out/prompts.jsonl"
 
 say "training the classifier of K and V after prefill (27 trials), and that of the steps' signals"
 mpirun -n 2 "$pmpd" train "$out/data.h5" --out "$out/learned.h5" --trials 27 --test
@@ -25,7 +27,7 @@ mpirun -n 2 "$pmpd" train "$out/data.h5" --out "$out/step.h5" --kind step --tria
 
 say "the oracle: the same labels for the test prompts themselves"
 mpirun -n 2 "$pmpd" dataset configs/tiny.cfg --out "$out/test.h5" --high 4 --low 2 --reference experiments/tiny \
-    "${common[@]}"
+    "${common[@]}" "${candidates[@]}"
 "$python" experiments/learn/oracle_plans.py "$out/test.h5" "$out/oracle.jsonl"
 
 runs=()
