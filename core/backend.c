@@ -603,6 +603,18 @@ enum status backend_activate(struct backend *be, struct tensor *y, const struct 
     return ST_OK;
 }
 
+enum status backend_moments(struct backend *be, struct tensor *out, const struct tensor *x,
+                            const int32_t *cut_host, int32_t n_cuts)
+{
+    static const char op[] = "moments";
+    TRY(expect_2d(op, "x", x, F32_ONLY, ANY, ANY));
+    TRY(check_cuts(op, cut_host, n_cuts, x->dims[1], 1));
+    TRY(expect_3d(op, "out", out, F32_ONLY, x->dims[0], n_cuts, 2));
+    TRY(expect_apart(op, out, x));
+    TRY(be->ops->moments(be, out, x, cut_host, n_cuts));
+    return ST_OK;
+}
+
 static enum status check_first_id(const char *op, int32_t first_id, int32_t n_vocab)
 {
     if (first_id < 0 || first_id > INT32_MAX - n_vocab) {

@@ -176,6 +176,8 @@ struct backend_ops {
                        const struct tensor *up, enum activation act);
     enum status (*activate)(struct backend *be, struct tensor *y, const struct tensor *x,
                             enum activation act);
+    enum status (*moments)(struct backend *be, struct tensor *out, const struct tensor *x,
+                           const int32_t *cut_host, int32_t n_cuts);
     enum status (*logit_stats)(struct backend *be, struct logit_stats *out_host,
                                const struct tensor *logits, int32_t first_id,
                                const int32_t *cut_host, int32_t n_cuts,
@@ -281,6 +283,13 @@ MUST_CHECK enum status backend_glu(struct backend *be, struct tensor *y, const s
  * Errors: ST_SHAPE, ST_UNSUPPORTED (another activation than the two GELUs). */
 MUST_CHECK enum status backend_activate(struct backend *be, struct tensor *y,
                                         const struct tensor *x, enum activation act);
+/* out (n_tok, n_cuts, 2) F32: the sum and the sum of squares of each part of the rows of x (n_tok,
+ * n) F32; part c is columns cut[c]..cut[c + 1] (n_cuts = 1 and cut NULL: the whole row). A part's
+ * sums depend on its own numbers only, not on where it lies in the row.
+ * Errors: ST_SHAPE. */
+MUST_CHECK enum status backend_moments(struct backend *be, struct tensor *out,
+                                       const struct tensor *x, const int32_t *cut_host,
+                                       int32_t n_cuts);
 /* Statistics of logits (n_tok, n_vocab_local) F32 whose first column is the global id first_id, in
  * n_cuts parts: part c is columns cut[c]..cut[c + 1] (n_cuts = 1 and cut NULL: one part).
  * out (n_tok, n_cuts) and want (n_tok) are host memory. Synchronises. */

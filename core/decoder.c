@@ -5,8 +5,10 @@
 #include <string.h>
 
 #include "core/chooser.h"
+#include "core/divergence.h"
 #include "core/log.h"
 #include "core/mem.h"
+#include "core/policy.h"
 #include "core/rope.h"
 
 struct decoder {
@@ -17,7 +19,8 @@ struct decoder {
     struct decoder_options opt;
     struct kvcache kv;
     struct rope_table rope;
-    int32_t rows; /* most tokens of a pass */
+    int32_t rows;        /* most tokens of a pass */
+    int32_t decode_rows; /* most tokens of a decode pass, probes included */
     /* Backend scratch, cut from one block. R = rows. */
     void *block;
     float *x, *h;                       /* (R, hidden) residual stream, normed */
@@ -36,11 +39,15 @@ struct decoder {
     struct logit_stats *stats_local, *stats_all;         /* (R, cuts): this rank's, all ranks' */
     struct logit_want *wants;                            /* (R) */
     struct logit_stats *merged;                          /* (R) */
+    bool *probe;                                         /* (R) */
     struct chooser *chooser;                             /* NULL when nothing is filtered */
+    struct meter *meter;                                 /* NULL when nothing is measured */
+    struct divergence *divergence;                       /* NULL without probes */
     float *host_parts; /* as parts, of a backend whose memory is not the host's and several ranks */
     float *host_logits;     /* (n_vocab_local), of such a backend */
     size_t *counts;         /* (ranks) */
     float *feature_scratch; /* allocated on first use */
+    char *fork_bounce;      /* the same */
     int32_t last_results;   /* rows of logits of the last pass */
 };
 
@@ -137,7 +144,8 @@ enum status decoder_create(struct decoder **out, struct backend *be, struct coll
     }
     TRY(mem_alloc_array((void **)&d, 1, sizeof *d));
     *d = (struct decoder){.be = be, .coll = coll, .w = weights, .levels = levels, .opt = *options};
-    d->rows = options->n_slots > options->prefill_chunk ? options->n_slots : options->prefill_chunk;
+    d->decode_rows = options->n_slots * (options->adds_tokens ? 2 : 1);
+    d->rows = d->decode_rows > options->prefill_chunk ? d->decode_rows : options->prefill_chunk;
     size_t n_matrices = (size_t)c->n_layers * M_N_ROLES + 1, r = (size_t)d->rows;
     size_t bytes = lay_out(d, NULL);
     TRY_GOTO(st, backend_alloc(be, &d->block, bytes), fail);
@@ -158,6 +166,7 @@ enum status decoder_create(struct decoder **out, struct backend *be, struct coll
     TRY_GOTO(st, MEM_NEW(&d->stats_local, r * SHARD_MAX_SEGMENTS), fail);
     TRY_GOTO(st, MEM_NEW(&d->stats_all, r * (size_t)weights->shard.vocab.total), fail);
     TRY_GOTO(st, MEM_NEW(&d->merged, r), fail);
+    TRY_GOTO(st, MEM_NEW(&d->probe, r), fail);
     TRY_GOTO(st, MEM_NEW(&d->counts, coll->size), fail);
     if (!backend_is_host(be)) {
         const struct model_shard *s = &weights->shard;
@@ -169,7 +178,17 @@ enum status decoder_create(struct decoder **out, struct backend *be, struct coll
     if (candidate_filter_is_on(&options->filter)) {
         TRY_GOTO(st,
                  chooser_create(&d->chooser, be, coll, &weights->shard, c->vocab, &options->filter,
-                                options->n_slots),
+                                d->decode_rows),
+                 fail);
+    }
+    if (options->signals & SIGNALS_MEASURED) {
+        TRY_GOTO(
+            st,
+            meter_create(&d->meter, be, coll, &weights->shard, c, options->signals, d->decode_rows),
+            fail);
+    }
+    if (options->adds_tokens) {
+        TRY_GOTO(st, divergence_create(&d->divergence, be, coll, &weights->shard, options->n_slots),
                  fail);
     }
     *out = d;
@@ -196,11 +215,15 @@ void decoder_destroy(struct decoder **dec)
     mem_free(d->stats_local);
     mem_free(d->stats_all);
     mem_free(d->merged);
+    mem_free(d->probe);
     chooser_destroy(&d->chooser);
+    meter_destroy(&d->meter);
+    divergence_destroy(&d->divergence);
     mem_free(d->counts);
     mem_free(d->host_parts);
     mem_free(d->host_logits);
     mem_free(d->feature_scratch);
+    mem_free(d->fork_bounce);
     mem_free(d);
     *dec = NULL;
 }
@@ -215,6 +238,16 @@ void decoder_clear_slot(struct decoder *dec, int32_t slot)
     dec->kv.n_filled[slot] = 0;
 }
 
+enum status decoder_fork_slot(struct decoder *dec, int32_t from, int32_t to)
+{
+    if (!dec->fork_bounce && !backend_is_host(dec->be)) {
+        size_t row = (size_t)dec->kv.head_dim * dtype_bytes(dec->kv.dtype), bytes = 0;
+        TRY(mem_mul(&bytes, row, (size_t)dec->kv.n_rows));
+        TRY(MEM_NEW(&dec->fork_bounce, bytes));
+    }
+    return kvcache_fork(&dec->kv, from, to, dec->fork_bounce);
+}
+
 enum status decoder_fill_slot(struct decoder *dec, int32_t slot, int32_t n_tok)
 {
     TRY(kvcache_fill(&dec->kv, slot, n_tok, (uint32_t)slot + 1));
@@ -225,7 +258,7 @@ enum status decoder_fill_slot(struct decoder *dec, int32_t slot, int32_t n_tok)
 
 /* A pass being built: what its operations share. */
 struct pass {
-    int32_t n_tok, n_results, n_gathered;
+    int32_t n_tok, n_results, n_gathered, n_probes;
     enum product product;
     struct token_place place;
 };
@@ -332,6 +365,12 @@ static enum status normalise(struct decoder *d, struct tensor *y, const struct t
     return backend_rmsnorm(d->be, y, x, &n->gain, c->norm_eps);
 }
 
+/* The input of linear layers, where somebody wants to know. */
+static enum status measure(struct decoder *d, int layer, enum meter_input which, const float *x)
+{
+    return d->meter ? meter_take_input(d->meter, layer, which, x) : ST_OK;
+}
+
 static enum status attention_block(struct decoder *d, const struct pass *p, int layer)
 {
     const struct model_config *c = &d->w->config;
@@ -342,6 +381,7 @@ static enum status attention_block(struct decoder *d, const struct pass *p, int 
     struct tensor x = tensor_2d(d->x, DT_F32, p->n_tok, c->hidden), h = x;
     h.data = d->h;
     TRY(normalise(d, &h, &x, &l->attn_norm));
+    TRY(measure(d, layer, METER_ATTN, d->h));
     TRY(multiply(d, p, &l->matrix[M_Q], m + M_Q, d->q, d->h, 0, NULL));
     TRY(multiply(d, p, &l->matrix[M_K], m + M_K, d->k, d->h, 0, NULL));
     TRY(multiply(d, p, &l->matrix[M_V], m + M_V, d->v, d->h, 0, NULL));
@@ -349,10 +389,15 @@ static enum status attention_block(struct decoder *d, const struct pass *p, int 
     struct tensor k = tensor_3d(d->k, DT_F32, p->n_tok, kv, c->head_dim), v = k;
     att.data = d->att;
     v.data = d->v;
+    bool is_last = layer == c->n_layers - 1;
     TRY(backend_rope(d->be, &q, &k, &p->place, &d->rope));
     TRY(backend_kv_append(d->be, &d->kv.layers[layer], &k, &v, &p->place));
+    if (d->meter && is_last) {
+        TRY(meter_take_kv(d->meter, d->k, d->v));
+    }
     float scale = (float)(1.0 / sqrt((double)c->head_dim));
     TRY(backend_attention(d->be, &att, &q, &d->kv.layers[layer], &p->place, scale));
+    TRY(measure(d, layer, METER_O, d->att));
     TRY(multiply(d, p, &l->matrix[M_O], m + M_O, own_parts(d, p, &s->attn), d->att, 0, &s->attn));
     return add_segments(d, p, &l->matrix[M_O], &s->attn);
 }
@@ -370,6 +415,7 @@ static enum status mlp_block(struct decoder *d, const struct pass *p, int layer)
     gate.data = d->gate;
     if (!c->parallel) { /* else h still is the norm of the block's input, as attention had it */
         TRY(normalise(d, &h, &x, &l->mlp_norm));
+        TRY(measure(d, layer, METER_MLP, d->h));
     }
     TRY(multiply(d, p, &l->matrix[M_UP], m + M_UP, d->up, d->h, 0, NULL));
     float *inner = d->up;
@@ -380,6 +426,7 @@ static enum status mlp_block(struct decoder *d, const struct pass *p, int layer)
     } else {
         TRY(backend_activate(d->be, &up, &up, c->act));
     }
+    TRY(measure(d, layer, METER_DOWN, inner));
     TRY(multiply(d, p, &l->matrix[M_DOWN], m + M_DOWN, own_parts(d, p, &s->mlp), inner, 0,
                  &s->mlp));
     return add_segments(d, p, &l->matrix[M_DOWN], &s->mlp);
@@ -455,7 +502,8 @@ static enum status read_out(struct decoder *d, struct pass *p, struct token_resu
     for (int32_t i = 0; i < n; i++) {
         sampler_result(&results[i], &d->merged[i], &d->wants[i]);
     }
-    return ST_OK;
+    return p->n_probes > 0 ? divergence_run(d->divergence, &logits, d->merged, d->probe, results)
+                           : ST_OK;
 }
 
 /* n_rows: of all ranks together. */
@@ -496,7 +544,7 @@ static void count_bytes(const struct decoder *d, const struct pass *p, struct pa
     }
     for (int32_t i = 0; i < p->n_tok; i++) {
         bool last_of_slot = i + 1 == p->n_tok || d->host_slot[i + 1] != d->host_slot[i];
-        rows += last_of_slot ? (size_t)d->host_pos[i] + 1 : 0;
+        rows += last_of_slot ? (size_t)d->host_pos[i] + 1 + d->probe[i] : 0;
         int max = d->levels->level[d->levels_of[i]].max_bits;
         rec->max_bits = max > rec->max_bits ? max : rec->max_bits;
     }
@@ -522,8 +570,12 @@ static enum status forward(struct decoder *d, int32_t n_tok, int32_t n_results,
         if (d->host_pos[i] >= d->opt.max_tok) {
             FAIL(ST_SHAPE, "slot %d is full: %d tokens", d->host_slot[i], d->opt.max_tok);
         }
-        d->host_row[i] = d->host_pos[i];
+        d->host_row[i] = d->probe[i] ? d->opt.max_tok : d->host_pos[i];
+        p.n_probes += d->probe[i];
         p.place.max_pos = d->host_pos[i] > p.place.max_pos ? d->host_pos[i] : p.place.max_pos;
+    }
+    if (d->meter) { /* callers that want more results than a decode pass has, want no signals */
+        meter_begin(d->meter, n_tok - n_results, n_results <= d->decode_rows ? n_results : 0);
     }
     TRY(set_bits(d, n_tok));
     TRY(backend_upload(d->be, d->ids, d->host_ids, n * sizeof *d->ids));
@@ -540,7 +592,13 @@ static enum status forward(struct decoder *d, int32_t n_tok, int32_t n_results,
         TRY(attention_block(d, &p, l));
         TRY(mlp_block(d, &p, l));
     }
+    if (d->meter) {
+        TRY(meter_take_hidden(d->meter, d->x));
+    }
     TRY(read_out(d, &p, results));
+    if (d->meter) {
+        TRY(meter_end(d->meter));
+    }
     for (int32_t i = 0; i < n_tok; i++) {
         d->kv.n_filled[d->host_slot[i]] = d->host_pos[i] + 1;
     }
@@ -561,8 +619,14 @@ static void set_want(struct decoder *d, int32_t i, const struct logit_want *want
 enum status decoder_step(struct decoder *d, const struct decode_token *tokens, int32_t n,
                          struct token_result *results, struct pass_record *pass)
 {
-    INVARIANT(n >= 1 && n <= d->opt.n_slots);
+    int32_t n_probes = 0;
+    INVARIANT(n >= 1 && n <= d->decode_rows);
     for (int32_t i = 0; i < n; i++) {
+        d->probe[i] = tokens[i].probe;
+        n_probes += tokens[i].probe;
+        INVARIANT(!tokens[i].probe ||
+                  (d->divergence && i > 0 && !tokens[i - 1].probe &&
+                   tokens[i].slot == tokens[i - 1].slot && tokens[i].id == tokens[i - 1].id));
         d->host_ids[i] = tokens[i].id;
         d->host_slot[i] = tokens[i].slot;
         d->host_pos[i] = d->kv.n_filled[tokens[i].slot];
@@ -573,7 +637,7 @@ enum status decoder_step(struct decoder *d, const struct decode_token *tokens, i
     bool one = d->opt.n_slots == 1 && !d->opt.adds_tokens;
     TRY(forward(d, n, n, one ? PRODUCT_ONE : PRODUCT_SLOTS, results, pass));
     pass->kind = PASS_DECODE;
-    pass->n_slots = n;
+    pass->n_slots = n - n_probes;
     return ST_OK;
 }
 
@@ -583,6 +647,7 @@ enum status decoder_prefill(struct decoder *d, int32_t slot, const int32_t *ids,
 {
     INVARIANT(n >= 1 && n <= d->opt.prefill_chunk && n_results >= 0 && n_results <= n);
     for (int32_t i = 0; i < n; i++) {
+        d->probe[i] = false;
         d->host_ids[i] = ids[i];
         d->host_slot[i] = slot;
         d->host_pos[i] = d->kv.n_filled[slot] + i;
@@ -621,7 +686,13 @@ enum status decoder_logits(struct decoder *d, float *out)
     return ST_OK;
 }
 
-enum status decoder_features(struct decoder *d, int32_t slot, int32_t n_tok, float *out)
+const struct measured *decoder_measured(const struct decoder *d, int32_t i)
+{
+    return meter_of(d->meter, i);
+}
+
+enum status decoder_features(struct decoder *d, int32_t slot, int32_t n_tok, bool all_heads,
+                             float *out)
 {
     const struct model_config *c = &d->w->config;
     if (!d->feature_scratch) {
@@ -629,6 +700,6 @@ enum status decoder_features(struct decoder *d, int32_t slot, int32_t n_tok, flo
         TRY(mem_mul(&n, heads * (size_t)c->head_dim, (size_t)d->opt.max_tok));
         TRY(MEM_NEW(&d->feature_scratch, n));
     }
-    return kvcache_features(&d->kv, d->coll, &d->w->shard, c->n_kv_heads, slot, n_tok, out,
-                            d->feature_scratch);
+    return kvcache_features(&d->kv, d->coll, &d->w->shard, c->n_kv_heads, slot, n_tok, all_heads,
+                            out, d->feature_scratch);
 }

@@ -124,6 +124,19 @@ enum status h5_read_attribute(char **text, hid_t object, const char *name)
     return st;
 }
 
+enum status h5_format(char *format, size_t bytes, const char *path)
+{
+    hid_t file = H5I_INVALID_HID;
+    char *text = NULL;
+    h5_quiet();
+    TRY(h5_open(&file, path));
+    enum status st = h5_read_attribute(&text, file, "format");
+    snprintf(format, bytes, "%s", text ? text : "");
+    mem_free(text);
+    H5Fclose(file);
+    return st;
+}
+
 enum status h5_save(hid_t file, const char *path)
 {
     enum status st = ST_OK;
@@ -540,5 +553,42 @@ enum status h5_array_write(hid_t set, hid_t type, hsize_t first, hsize_t n, cons
 done:
     H5Sclose(there);
     H5Sclose(here);
+    return st;
+}
+
+enum status h5_array_read(void **data, hid_t parent, const char *name, hid_t type, int rank,
+                          hsize_t *dims, uint64_t most)
+{
+    enum status st = ST_OK;
+    hid_t set = H5I_INVALID_HID, disk = H5I_INVALID_HID, space = H5I_INVALID_HID;
+    void *values = NULL;
+    uint64_t n = 1;
+    *data = NULL;
+    INVARIANT(rank >= 1 && rank <= RANK_MAX);
+    TRY_H5(st, set = H5Dopen2(parent, name, H5P_DEFAULT), done, name);
+    TRY_H5(st, disk = H5Dget_type(set), done, name);
+    TRY_H5(st, space = H5Dget_space(set), done, name);
+    if (H5Tget_class(disk) != H5Tget_class(type) || H5Sget_simple_extent_ndims(space) != rank ||
+        H5Sget_simple_extent_dims(space, dims, NULL) != rank) {
+        FAIL_GOTO(st, ST_FORMAT, done, "/%s is no array of %s with %d dimensions", name,
+                  H5Tget_class(type) == H5T_FLOAT ? "floats" : "integers", rank);
+    }
+    for (int i = 0; i < rank; i++) {
+        if (dims[i] > 0 && n > most / dims[i]) {
+            FAIL_GOTO(st, ST_FORMAT, done, "/%s has more than the %llu elements that are expected",
+                      name, (unsigned long long)most);
+        }
+        n *= dims[i];
+    }
+    TRY_GOTO(st, check_storage(set, n, H5Tget_size(disk), name), done);
+    TRY_GOTO(st, mem_alloc_array(&values, n, H5Tget_size(type)), done);
+    TRY_H5(st, H5Dread(set, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, values), done, name);
+    *data = values;
+    values = NULL;
+done:
+    mem_free(values);
+    H5Sclose(space);
+    H5Tclose(disk);
+    H5Dclose(set);
     return st;
 }

@@ -1,6 +1,6 @@
 /* What our HDF5 files are made of: compound tables with a unit and a meaning for every column,
  * arrays, scalars and text attributes. HDF5's own error printing is off; its messages become ours.
- * Knows nothing of what the tables mean. Only core includes this.
+ * Knows nothing of what the tables mean. For core and sched: experiments write no HDF5 by hand.
  * SPDX-License-Identifier: Apache-2.0
  */
 #ifndef PMPD_CORE_H5_H
@@ -47,6 +47,9 @@ MUST_CHECK enum status h5_open(hid_t *file, const char *path);
 MUST_CHECK enum status h5_read_text(char **text, hid_t object, bool is_attribute, const char *what);
 /* The same of an attribute by name; *text NULL also when there is none. */
 MUST_CHECK enum status h5_read_attribute(char **text, hid_t object, const char *name);
+/* The root attribute "format" of a file, what of it fits; "" without one. Errors: ST_HDF5 (no HDF5
+ * file). */
+MUST_CHECK enum status h5_format(char *format, size_t bytes, const char *path);
 /* A group with a description. */
 MUST_CHECK enum status h5_group(hid_t *group, hid_t parent, const char *name, const char *about);
 /* A text attribute: UTF-8, variable length, what h5py gives back as str. */
@@ -109,5 +112,10 @@ MUST_CHECK enum status h5_array_create(hid_t *set, hid_t parent, const char *nam
                                        const char *about);
 MUST_CHECK enum status h5_array_write(hid_t set, hid_t type, hsize_t first, hsize_t n,
                                       const void *data);
+/* An array read whole as `type`, a native type; dims (rank, 1 to 3) come back. The file is not
+ * believed: the array must have this rank and class of numbers, at most `most` elements, and hold
+ * its data itself. The caller owns *data (mem_free). Errors: ST_FORMAT, ST_HDF5, ST_NOMEM. */
+MUST_CHECK enum status h5_array_read(void **data, hid_t parent, const char *name, hid_t type,
+                                     int rank, hsize_t *dims, uint64_t most);
 
 #endif

@@ -120,7 +120,7 @@ static enum status read_head(const struct kvcache *kv, const struct tensor *t, i
 
 enum status kvcache_features(const struct kvcache *kv, struct collective *coll,
                              const struct model_shard *shard, int32_t n_kv_heads, int32_t slot,
-                             int32_t n_tok, float *out, float *scratch)
+                             int32_t n_tok, bool all_heads, float *out, float *scratch)
 {
     size_t n = (size_t)n_tok * (size_t)kv->head_dim;
     size_t counts[SHARD_MAX_SEGMENTS];
@@ -152,8 +152,12 @@ enum status kvcache_features(const struct kvcache *kv, struct collective *coll,
                           own + (size_t)(h - first_own) * n));
         }
         part = tensor_1d(own, DT_F32, (int32_t)counts[coll->rank]);
-        whole = tensor_1d(heads, DT_F32, (int32_t)((size_t)n_kv_heads * n));
+        float *to = all_heads ? out + (size_t)which * (size_t)n_kv_heads * n : heads;
+        whole = tensor_1d(to, DT_F32, (int32_t)((size_t)n_kv_heads * n));
         TRY(collective_all_gather(coll, &whole, &part, counts));
+        if (all_heads) {
+            continue;
+        }
         float *mean = out + (size_t)which * n;
         memset(mean, 0, n * sizeof *mean);
         for (int32_t h = 0; h < n_kv_heads; h++) {
@@ -165,5 +169,29 @@ enum status kvcache_features(const struct kvcache *kv, struct collective *coll,
             mean[i] /= (float)n_kv_heads;
         }
     }
+    return ST_OK;
+}
+
+enum status kvcache_fork(struct kvcache *kv, int32_t from, int32_t to, void *bounce)
+{
+    INVARIANT(from >= 0 && from < kv->n_slots && to >= 0 && to < kv->n_slots && from != to);
+    size_t row = (size_t)kv->head_dim * dtype_bytes(kv->dtype), head = (size_t)kv->n_rows * row;
+    size_t bytes = (size_t)kv->n_filled[from] * row;
+    for (int32_t l = 0; l < kv->n_layers; l++) {
+        for (int32_t h = 0; h < 2 * kv->n_kv_local; h++) {
+            const struct tensor *t = h < kv->n_kv_local ? &kv->layers[l].k : &kv->layers[l].v;
+            size_t in_slot = (size_t)(h % kv->n_kv_local) * head;
+            size_t slot = (size_t)kv->n_kv_local * head;
+            const char *src = (const char *)t->data + (size_t)from * slot + in_slot;
+            char *dst = (char *)t->data + (size_t)to * slot + in_slot;
+            if (backend_is_host(kv->be)) {
+                memcpy(dst, src, bytes);
+            } else {
+                TRY(backend_download(kv->be, bounce, src, bytes));
+                TRY(backend_upload(kv->be, dst, bounce, bytes));
+            }
+        }
+    }
+    kv->n_filled[to] = kv->n_filled[from];
     return ST_OK;
 }

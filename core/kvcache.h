@@ -32,13 +32,20 @@ void kvcache_free(struct kvcache *kv);
 MUST_CHECK enum status kvcache_fill(struct kvcache *kv, int32_t slot, int32_t n_tok, uint32_t seed);
 
 /* Features of a slot for learned schedulers: K and V of the last layer, mean over all KV heads of
- * the model: out (2, n_tok, head_dim) host memory, K first. Heads are gathered from the ranks and
- * added in head order, replicated heads once. scratch: (n_kv_heads + n_kv_local) * n_tok * head_dim
+ * the model: out (2, n_tok, head_dim) host memory, K first; or all_heads: out (2, n_kv_heads,
+ * n_tok, head_dim). Heads are gathered from the ranks and added in head order, replicated heads
+ * once. scratch: (n_kv_heads + n_kv_local) * n_tok * head_dim
  * floats. Collective over the replica.
  * Source: the PMPD paper (arXiv 2410.13461), learned scheduler: last block's KV cache as input,
  * averaged over heads. */
 MUST_CHECK enum status kvcache_features(const struct kvcache *kv, struct collective *coll,
                                         const struct model_shard *shard, int32_t n_kv_heads,
-                                        int32_t slot, int32_t n_tok, float *out, float *scratch);
+                                        int32_t slot, int32_t n_tok, bool all_heads, float *out,
+                                        float *scratch);
+
+/* Slot `to` gets what slot `from` holds, and as many tokens; what it held is gone. bounce: host
+ * memory for one head of a slot, n_rows * head_dim elements (may be NULL where the backend's memory
+ * is the host's). Not collective: each rank copies its own heads. Errors: those of the backend. */
+MUST_CHECK enum status kvcache_fork(struct kvcache *kv, int32_t from, int32_t to, void *bounce);
 
 #endif

@@ -26,8 +26,9 @@ struct level {
 
 struct level_table {
     const struct model_config *config; /* borrowed */
-    uint32_t held;      /* bit b: every nested linear of the layers holds b; 0: dense */
-    uint32_t head_held; /* the same for a nested head; 0: dense head */
+    const char *model_digest; /* borrowed: of the model, on ranks that know it; else NULL */
+    uint32_t held;            /* bit b: every nested linear of the layers holds b; 0: dense */
+    uint32_t head_held;       /* the same for a nested head; 0: dense head */
     int dense_bits, head_dense_bits; /* bits of the dense dtypes: 16 or 32 */
     int n;
     struct level level[LEVEL_TABLE_MAX]; /* (n); the index is the level's id */

@@ -108,6 +108,11 @@ enum status run_contents_check(const struct run_contents *run)
         for (int j = 0; j < r->n_switches; j++) {
             TRY(check_level(run, r->ordinal, r->switches[j].level));
         }
+        for (int j = 0; j < r->n_decisions; j++) {
+            const struct decision_record *d = &r->decisions[j];
+            TRY(check_level(run, r->ordinal, d->level < 0 ? 0 : d->level));
+            TRY(check_level(run, r->ordinal, d->probe < 0 ? 0 : d->probe));
+        }
         if (r->n_feature_tok > 0 && dim > 0 && r->feature_dim != dim) {
             FAIL(ST_FORMAT,
                  "record of prompt %lld has KV features of width %d; those before have "

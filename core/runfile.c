@@ -179,7 +179,8 @@ static enum status write_steps(hid_t file, const struct run_contents *run,
     struct row {
         int64_t pass;
         int32_t prompt, turn, step, level, token;
-        float avg_bits, logprob, entropy, margin;
+        float avg_bits, logprob, entropy, margin, max_prob, probe_kl;
+        float hidden_mean, hidden_rms, k_norm, v_norm;
     } row;
     static const struct h5_column columns[] = {
         I32(struct row, prompt, "1", ABOUT_PROMPT),
@@ -191,6 +192,16 @@ static enum status write_steps(hid_t file, const struct run_contents *run,
         F32(struct row, logprob, "nats", "log-probability of that token at temperature 1"),
         F32(struct row, entropy, "nats", "entropy of the distribution that gave it"),
         F32(struct row, margin, "1", "largest minus second largest logit"),
+        F32(struct row, max_prob, "1", "probability of the most likely token at temperature 1"),
+        F32(struct row, probe_kl, "nats",
+            "KL divergence of the step's distribution from that of a probe at another level; nan: "
+            "no probe"),
+        F32(struct row, hidden_mean, "1",
+            "mean of the final norm's input; nan: neither output.signals nor the policy asked"),
+        F32(struct row, hidden_rms, "1", "root of its mean square; nan: as hidden_mean"),
+        F32(struct row, k_norm, "1",
+            "Euclidean norm of the new K row of the last layer, all heads; nan: as hidden_mean"),
+        F32(struct row, v_norm, "1", "of its new V row; nan: as hidden_mean"),
         I64(struct row, pass, "1", "the pass that computed it: row of /passes; -1 unknown"),
     };
     struct h5_table t;
@@ -214,7 +225,13 @@ static enum status write_steps(hid_t file, const struct run_contents *run,
                                .avg_bits = run->levels->level[s->level].avg_bits,
                                .logprob = s->logprob,
                                .entropy = s->entropy,
-                               .margin = s->margin};
+                               .margin = s->margin,
+                               .max_prob = s->max_prob,
+                               .probe_kl = s->probe_kl,
+                               .hidden_mean = s->hidden_mean,
+                               .hidden_rms = s->hidden_rms,
+                               .k_norm = s->k_norm,
+                               .v_norm = s->v_norm};
             TRY_GOTO(st, h5_table_put(&t, &row), done);
         }
     }
@@ -305,19 +322,17 @@ done:
     return st;
 }
 
-/* /plan_switches, and the columns that /decisions shares with it. */
-struct switch_row {
-    int32_t prompt, turn, step, level;
-};
-static const struct h5_column switch_columns[] = {
-    I32(struct switch_row, prompt, "1", ABOUT_PROMPT),
-    I32(struct switch_row, turn, "1", ABOUT_TURN),
-    I32(struct switch_row, step, "1", "first step of the level"),
-    I32(struct switch_row, level, "1", "level in force from then on: row of /levels"),
-};
-
 static enum status write_switches(hid_t file, const struct run_contents *run)
 {
+    struct switch_row {
+        int32_t prompt, turn, step, level;
+    };
+    static const struct h5_column switch_columns[] = {
+        I32(struct switch_row, prompt, "1", ABOUT_PROMPT),
+        I32(struct switch_row, turn, "1", ABOUT_TURN),
+        I32(struct switch_row, step, "1", "first step of the level"),
+        I32(struct switch_row, level, "1", "level in force from then on: row of /levels"),
+    };
     struct h5_table t;
     enum status st = ST_OK;
     uint64_t n = 0;
@@ -342,13 +357,76 @@ done:
     return st;
 }
 
-/* Typed and empty: no policy of today amends a plan while it runs. */
-static enum status write_decisions(hid_t file)
+static enum status write_decisions(hid_t file, const struct run_contents *run)
 {
+    struct row {
+        int32_t prompt, turn, asked, step, level, probe;
+        float dial, latency_us;
+    } row;
+    static const struct h5_column columns[] = {
+        I32(struct row, prompt, "1", ABOUT_PROMPT),
+        I32(struct row, turn, "1", ABOUT_TURN),
+        I32(struct row, asked, "1", "step after which the policy was asked; -1: prefill"),
+        I32(struct row, step, "1", "first step of the level, or step of the probe"),
+        I32(struct row, level, "1",
+            "level in force from then on, unless a later decision changes it: row of /levels; -1: "
+            "as before (a probe only)"),
+        I32(struct row, probe, "1", "level at which the step's token also ran; -1: no probe"),
+        F32(struct row, dial, "1", "the policy's dial: 0 cheapest, 1 best"),
+        F32(struct row, latency_us, "us",
+            "from the request until the replica had the answer; it looks between two passes"),
+    };
     struct h5_table t;
-    TRY(h5_table_begin(&t, file, "decisions", "amendments of plans made while decoding",
-                       switch_columns, N_OF(switch_columns), sizeof(struct switch_row), 0));
-    enum status st = h5_table_end(&t);
+    enum status st = ST_OK;
+    uint64_t n = 0;
+    for (int i = 0; i < run->n_finished; i++) {
+        n += (uint64_t)run->finished[i].n_decisions;
+    }
+    TRY(h5_table_begin(&t, file, "decisions",
+                       "what policies decided and what took effect: one row per level or probe of "
+                       "a plan or an amendment",
+                       columns, N_OF(columns), sizeof row, n));
+    for (int i = 0; i < run->n_finished; i++) {
+        const struct finished_record *r = &run->finished[i];
+        for (int j = 0; j < r->n_decisions; j++) {
+            const struct decision_record *d = &r->decisions[j];
+            row = (struct row){
+                (int32_t)r->ordinal, d->turn, d->asked, d->step, d->level, d->probe, d->dial,
+                d->latency_us};
+            TRY_GOTO(st, h5_table_put(&t, &row), done);
+        }
+    }
+    TRY_GOTO(st, h5_table_end(&t), done);
+done:
+    h5_table_close(&t);
+    return st;
+}
+
+static enum status write_budget(hid_t file, const struct run_contents *run)
+{
+    static const struct h5_column columns[] = {
+        I64(struct budget_row, lease, "1",
+            "place of the prompt in the order in which dials are set"),
+        I32(struct budget_row, prompt, "1", ABOUT_PROMPT),
+        F32(struct budget_row, dial, "1", "the policy's dial for it: 0 cheapest, 1 best"),
+        F64(struct budget_row, target, "bits or ms", "set point: mean cost of a decode step"),
+        F64(struct budget_row, offset, "bits or ms", "cost of a step at dial 0 by the fit"),
+        F64(struct budget_row, slope, "bits or ms", "how much more it costs at dial 1"),
+        F64(struct budget_row, account, "bits or ms",
+            "spent beyond the target until then, per step times leases, what is under way as "
+            "expected"),
+    };
+    struct h5_table t;
+    enum status st = ST_OK;
+    TRY(h5_table_begin(&t, file, "budget",
+                       "the budget's controller, one row per lease; empty without a budget",
+                       columns, N_OF(columns), sizeof(struct budget_row), (uint64_t)run->n_budget));
+    for (int i = 0; i < run->n_budget; i++) {
+        struct budget_row row = run->budget[i];
+        TRY_GOTO(st, h5_table_put(&t, &row), done);
+    }
+    TRY_GOTO(st, h5_table_end(&t), done);
+done:
     h5_table_close(&t);
     return st;
 }
@@ -535,7 +613,8 @@ static enum status write_all(hid_t file, const struct run_contents *run)
     TRY_GOTO(st, write_passes(file, passes, n_passes), done);
     TRY_GOTO(st, write_plans(file, run), done);
     TRY_GOTO(st, write_switches(file, run), done);
-    TRY_GOTO(st, write_decisions(file), done);
+    TRY_GOTO(st, write_decisions(file, run), done);
+    TRY_GOTO(st, write_budget(file, run), done);
     TRY_GOTO(st, write_failed(file, run), done);
     TRY_GOTO(st, write_features(file, run), done);
     TRY_GOTO(st, write_metrics(file, run), done);

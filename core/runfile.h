@@ -2,9 +2,8 @@
  * closed, fsynced, renamed. h5py reads it in three lines. Every dataset carries a description and
  * a unit. Not collective: the lease owner writes.
  * Layout (DESIGN "Files"): /provenance (attributes; effective config as a string), /levels (text,
- * average bits, head bits), /prompts, /steps, /passes, /plans, /kv_features, /metrics: compound
- * tables and flat + offset arrays.
- * SPDX-License-Identifier: Apache-2.0
+ * average bits, head bits), /prompts, /steps, /passes, /plans, /decisions, /budget, /kv_features,
+ * /metrics: compound tables and flat + offset arrays. SPDX-License-Identifier: Apache-2.0
  */
 #ifndef PMPD_CORE_RUNFILE_H
 #define PMPD_CORE_RUNFILE_H
@@ -31,6 +30,14 @@ struct failed_prompt {
     char reason[256];
 };
 
+/* The budget's controller at one lease (sched/budget.h). */
+struct budget_row {
+    int64_t lease; /* place in the order of all prompts */
+    int32_t prompt;
+    float dial;
+    double target, offset, slope, account;
+};
+
 struct run_contents {
     const struct prompts *prompts;
     const struct level_table *levels;
@@ -40,6 +47,8 @@ struct run_contents {
     const struct finished_record *finished; /* (n_finished) one per prompt, by ordinal */
     int32_t n_failed;
     const struct failed_prompt *failed;
+    int32_t n_budget;
+    const struct budget_row *budget; /* (n_budget) by lease */
     int32_t n_facts;
     const struct run_fact *facts; /* /provenance */
     const char *config_text;      /* full effective settings */

@@ -159,5 +159,6 @@ void sampler_result(struct token_result *out, const struct logit_stats *merged,
         .logprob = (float)((double)logit - (double)merged->max - log_sum),
         .entropy = (float)(log_sum - (double)merged->sum_exp_l / (double)merged->sum_exp),
         .margin = merged->max - merged->second,
+        .max_prob = 1 / merged->sum_exp,
     };
 }

@@ -36,10 +36,12 @@ void sampler_merge(struct logit_stats *out, const struct logit_stats *parts, int
 struct token_result {
     int32_t token; /* picked: argmax, or a sample when temperature > 0 */
     int32_t argmax;
-    float logprob; /* natural log of the model's probability (temperature 1) of token, or of the
-                      target where one was given */
-    float entropy; /* nats */
-    float margin;  /* largest minus second largest logit */
+    float logprob;  /* natural log of the model's probability (temperature 1) of token, or of the
+                       target where one was given */
+    float entropy;  /* nats */
+    float margin;   /* largest minus second largest logit */
+    float max_prob; /* the model's probability of argmax */
+    float probe_kl; /* nats, of a decoder's probe (core/decoder.h): KL(probe || step); else 0 */
 };
 void sampler_result(struct token_result *out, const struct logit_stats *merged,
                     const struct logit_want *want);

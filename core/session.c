@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "core/session.h"
 
+#include <math.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
@@ -18,11 +19,12 @@ struct sequence {
     _Atomic int64_t suspect; /* ordinal of the prompt until its record is out of hand; else -1 */
     const struct prompt *prompt; /* borrowed */
     int32_t turn;
-    int32_t n_fed;    /* tokens of this turn's prefill already in the cache */
-    int32_t n_new;    /* tokens generated in this turn */
-    int32_t last;     /* the last of them, not yet in the cache */
-    bool carry;       /* this turn's prefill begins with the token left over from the last */
-    struct plan plan; /* owned */
+    int32_t n_fed; /* tokens of this turn's prefill already in the cache */
+    int32_t n_new; /* tokens generated in this turn */
+    int32_t last;  /* the last of them, not yet in the cache */
+    bool carry;    /* this turn's prefill begins with the token left over from the last */
+    float dial;    /* of its lease */
+    int32_t prefill_level;
     double started_s, turn_s, decode_s;
     struct finished_record rec; /* its arrays are owned, sized for the largest prompt */
 };
@@ -39,16 +41,19 @@ struct session {
     int32_t n_passes, max_passes;
     uint32_t next_pass;
     int32_t *chunk;               /* (prefill_chunk) owned */
-    struct decode_token *tokens;  /* (n_slots) owned */
-    struct token_result *results; /* (n_slots) owned */
-    int32_t *message;             /* (2 * plan capacity + 2) or (n_slots) owned: broadcasts */
-    bool observes;                /* the policy looks at every step */
-    _Atomic int32_t at;           /* the slot that is worked on by itself */
+    struct decode_token *tokens;  /* (2 * n_slots) owned: with probes */
+    struct token_result *results; /* (2 * n_slots) owned */
+    float *features;         /* owned: K and V features for the policy; NULL when it needs none */
+    int32_t *slots, *steps;  /* (n_slots) owned: of the pass */
+    struct planner *planner; /* owned */
+    bool observes;           /* the policy looks at every step */
+    uint32_t measured;       /* SIGNALS_MEASURED that somebody wants */
+    _Atomic int32_t at;      /* the slot that is worked on by itself */
 };
 
 /* A record's capacities. */
 struct limits {
-    size_t turns, steps, switches, passes, features;
+    size_t turns, steps, switches, passes, decisions, features;
 };
 
 static enum status find_limits(struct limits *out, const struct session_options *o,
@@ -58,6 +63,7 @@ static enum status find_limits(struct limits *out, const struct session_options 
     *out = (struct limits){.turns = (size_t)o->max_turns};
     TRY(mem_mul(&out->steps, out->turns, (size_t)o->max_new_tokens));
     out->switches = out->steps;
+    TRY(planner_max_decisions(&out->decisions, o->max_turns, o->max_new_tokens));
     /* every pass moves some sequence on, so this many bring at least one to its end */
     TRY(mem_mul(&n, out->turns, (size_t)o->max_new_tokens + chunks));
     TRY(mem_mul(&out->passes, n, (size_t)o->n_slots));
@@ -75,7 +81,8 @@ enum status session_max_record_bytes(size_t *out, const struct session_options *
     struct finished_record r = {.n_turns = (int32_t)l.turns,
                                 .n_steps = (int32_t)l.steps,
                                 .n_switches = (int32_t)l.switches,
-                                .n_passes = (int32_t)l.passes};
+                                .n_passes = (int32_t)l.passes,
+                                .n_decisions = (int32_t)l.decisions};
     if (l.steps > INT32_MAX || l.passes > INT32_MAX) {
         FAIL(ST_SHAPE,
              "decode.max_new_tokens = %d with %d slots and %d turns makes records too large",
@@ -89,10 +96,8 @@ enum status session_max_record_bytes(size_t *out, const struct session_options *
     return ST_OK;
 }
 
-static enum status sequence_create(struct sequence *q, const struct limits *l,
-                                   const struct session_options *o)
+static enum status sequence_create(struct sequence *q, const struct limits *l)
 {
-    TRY(plan_create(&q->plan, o->max_new_tokens));
     TRY(MEM_NEW(&q->rec.turns, l->turns));
     TRY(MEM_NEW(&q->rec.steps, l->steps));
     TRY(MEM_NEW(&q->rec.switches, l->switches));
@@ -100,6 +105,13 @@ static enum status sequence_create(struct sequence *q, const struct limits *l,
         TRY(MEM_NEW(&q->rec.features, l->features));
     }
     return ST_OK;
+}
+
+/* Heads of the features that the policy sees; 0: it wants none. */
+static int32_t n_feature_heads(const struct session *s)
+{
+    uint32_t needs = s->policy->ops->needs;
+    return needs & SIGNAL_KV_HEADS ? s->config->n_kv_heads : (needs & SIGNAL_KV_FEATURES) != 0;
 }
 
 enum status session_create(struct session **out, struct decoder *dec, struct collective *coll,
@@ -119,17 +131,35 @@ enum status session_create(struct session **out, struct decoder *dec, struct col
                           .opt = *options,
                           .max_passes = (int32_t)l.passes,
                           .observes = (policy->ops->needs & SIGNAL_LOGITS) != 0,
+                          .measured = (policy->ops->needs & SIGNALS_MEASURED) |
+                                      (options->signals ? SIGNAL_HIDDEN | SIGNAL_KV_NORMS : 0),
                           .at = EVERY_SLOT};
     TRY_GOTO(st, MEM_NEW(&s->seq, options->n_slots), fail);
     for (int32_t i = 0; i < options->n_slots; i++) {
         atomic_init(&s->seq[i].suspect, -1);
-        TRY_GOTO(st, sequence_create(&s->seq[i], &l, options), fail);
+        TRY_GOTO(st, sequence_create(&s->seq[i], &l), fail);
     }
     TRY_GOTO(st, MEM_NEW(&s->passes, l.passes), fail);
     TRY_GOTO(st, MEM_NEW(&s->chunk, options->prefill_chunk), fail);
-    TRY_GOTO(st, MEM_NEW(&s->tokens, options->n_slots), fail);
-    TRY_GOTO(st, MEM_NEW(&s->results, options->n_slots), fail);
-    TRY_GOTO(st, MEM_NEW(&s->message, 2 * options->max_new_tokens + 2 + options->n_slots), fail);
+    TRY_GOTO(st, MEM_NEW(&s->tokens, 2 * options->n_slots), fail);
+    TRY_GOTO(st, MEM_NEW(&s->results, 2 * options->n_slots), fail);
+    if (n_feature_heads(s) > 0) {
+        size_t n = 0;
+        TRY_GOTO(st,
+                 mem_mul(&n, 2 * (size_t)n_feature_heads(s) * (size_t)config->head_dim,
+                         (size_t)options->max_tok),
+                 fail);
+        TRY_GOTO(st, MEM_NEW(&s->features, n), fail);
+    }
+    TRY_GOTO(st, MEM_NEW(&s->slots, options->n_slots), fail);
+    TRY_GOTO(st, MEM_NEW(&s->steps, options->n_slots), fail);
+    struct planner_options po = {.n_slots = options->n_slots,
+                                 .n_levels = levels->n,
+                                 .max_new_tokens = options->max_new_tokens,
+                                 .lag = options->lag > 0 ? options->lag : 1,
+                                 .max_turns = options->max_turns,
+                                 .remote = options->remote};
+    TRY_GOTO(st, planner_create(&s->planner, policy, coll, &po), fail);
     *out = s;
     return ST_OK;
 fail:
@@ -145,7 +175,6 @@ void session_destroy(struct session **session)
     }
     for (int32_t i = 0; s->seq && i < s->opt.n_slots; i++) {
         struct finished_record *r = &s->seq[i].rec;
-        plan_free(&s->seq[i].plan);
         mem_free(r->turns);
         mem_free(r->steps);
         mem_free(r->switches);
@@ -156,7 +185,10 @@ void session_destroy(struct session **session)
     mem_free(s->chunk);
     mem_free(s->tokens);
     mem_free(s->results);
-    mem_free(s->message);
+    mem_free(s->features);
+    mem_free(s->slots);
+    mem_free(s->steps);
+    planner_destroy(&s->planner);
     mem_free(s);
     *session = NULL;
 }
@@ -200,42 +232,22 @@ static bool is_prefilling(const struct sequence *q)
     return q->active && q->n_fed < turn_n_prefill(q);
 }
 
-static struct prompt_facts facts_of(const struct session *s, const struct sequence *q, int32_t slot)
-{
-    return (struct prompt_facts){.ordinal = q->rec.ordinal,
-                                 .turn = q->turn,
-                                 .task = q->prompt->task ? q->prompt->task : "",
-                                 .n_prompt_tok = turn_n_prefill(q),
-                                 .n_context_tok = decoder_n_filled(s->dec, slot) - q->n_fed,
-                                 .max_new_tokens = s->opt.max_new_tokens};
-}
-
-/* The first n ints of the message, from the first rank to all. A failure on the way ends the job.
- */
-static enum status broadcast_ints(struct session *s, int32_t n)
-{
-    struct tensor t = tensor_1d(s->message, DT_I32, n);
-    return collective_broadcast(s->coll, &t, 0);
-}
-
 static enum status begin_turn(struct session *s, struct sequence *q, int32_t slot)
 {
     q->n_fed = 0;
     q->n_new = 0;
     q->turn_s = clock_s();
-    plan_clear(&q->plan);
-    if (s->coll->rank == 0) {
-        struct prompt_facts facts = facts_of(s, q, slot);
-        TRY(policy_begin(s->policy, &facts, &s->message[0]));
-        if (s->message[0] < 0 || s->message[0] >= s->levels->n) {
-            FAIL(ST_USER, "policy \"%s\" gave prefill level %d of %d", s->policy->ops->name,
-                 s->message[0], s->levels->n);
-        }
-    }
-    TRY(broadcast_ints(s, 1));
-    q->plan.prefill = s->message[0];
+    const struct prompt_facts facts = {.ordinal = q->rec.ordinal,
+                                       .turn = q->turn,
+                                       .id = q->prompt->id ? q->prompt->id : "",
+                                       .task = q->prompt->task ? q->prompt->task : "",
+                                       .n_prompt_tok = turn_n_prefill(q),
+                                       .n_context_tok = decoder_n_filled(s->dec, slot),
+                                       .max_new_tokens = s->opt.max_new_tokens,
+                                       .dial = q->dial};
+    TRY(planner_begin(s->planner, slot, &facts, &q->prefill_level));
     q->rec.turns[q->turn] =
-        (struct turn_record){.prefill_level = q->plan.prefill, .n_prompt_tok = turn_n_prefill(q)};
+        (struct turn_record){.prefill_level = q->prefill_level, .n_prompt_tok = turn_n_prefill(q)};
     return ST_OK;
 }
 
@@ -247,7 +259,7 @@ static double unix_s(void)
 }
 
 enum status session_start(struct session *s, const struct prompt *prompt, int64_t ordinal,
-                          const uint64_t key[2], int32_t attempt)
+                          const uint64_t key[2], int32_t attempt, float dial)
 {
     int32_t slot = 0;
     while (slot < s->opt.n_slots && s->seq[slot].active) {
@@ -263,6 +275,7 @@ enum status session_start(struct session *s, const struct prompt *prompt, int64_
     q->prompt = prompt;
     q->turn = 0;
     q->carry = false;
+    q->dial = dial;
     q->started_s = clock_s();
     r->ordinal = ordinal;
     r->key[0] = key[0];
@@ -272,7 +285,7 @@ enum status session_start(struct session *s, const struct prompt *prompt, int64_
     r->replica = s->opt.replica;
     r->started_unix_s = unix_s();
     r->n_turns = prompt->n_turns;
-    r->n_steps = r->n_switches = r->n_passes = 0;
+    r->n_steps = r->n_switches = r->n_passes = r->n_decisions = 0;
     r->n_feature_tok = r->feature_dim = 0;
     TRY(begin_turn(s, q, slot));
     atomic_store(&s->at, EVERY_SLOT);
@@ -326,10 +339,12 @@ static enum status finish_prompt(struct session *s, struct sequence *q)
     q->rec.wall_s = clock_s() - q->started_s;
     q->rec.passes = s->passes;
     q->rec.n_passes = s->n_passes;
+    q->rec.decisions = planner_log(s->planner, (int32_t)(q - s->seq), &q->rec.n_decisions);
     if (s->opt.on_finished) {
         TRY(s->opt.on_finished(s->opt.ctx, &q->rec));
     }
     q->rec.passes = NULL;
+    q->rec.decisions = NULL;
     s->n_passes = 0;
     atomic_store(&q->suspect, -1);
     return ST_OK;
@@ -352,6 +367,7 @@ static enum status take_token(struct session *s, struct sequence *q, int32_t slo
     t->finish = eos ? FINISH_EOS : FINISH_LENGTH;
     t->decode_s = (float)(clock_s() - q->decode_s);
     record_realised(q);
+    planner_end(s->planner, slot);
     if (q->turn + 1 < q->prompt->n_turns) {
         q->turn++;
         q->carry = true;
@@ -379,33 +395,51 @@ static enum status blame(struct session *s, enum status st, int32_t slot, int32_
                          q->turn, where, s->levels->level[level].text);
 }
 
-/* The policy's plan, from the first rank to all. */
-static enum status make_plan(struct session *s, struct sequence *q, int32_t slot,
-                             const struct token_result *result)
+/* What result i of the last pass says. */
+static struct signals signals_of(const struct session *s, const struct token_result *r, int32_t i,
+                                 int32_t step, int32_t level)
 {
-    struct plan *plan = &q->plan;
-    if (s->coll->rank == 0) {
-        struct prompt_facts facts = facts_of(s, q, slot);
-        struct signals signals = {.step = -1,
-                                  .level = plan->prefill,
-                                  .token = result->token,
-                                  .logprob = result->logprob,
-                                  .entropy = result->entropy,
-                                  .margin = result->margin};
-        TRY(policy_plan(s->policy, &facts, &signals, s->levels->n, plan));
-        s->message[0] = plan->n;
+    struct signals out = {.step = step,
+                          .level = level,
+                          .token = r->token,
+                          .logprob = r->logprob,
+                          .entropy = r->entropy,
+                          .margin = r->margin,
+                          .max_prob = r->max_prob,
+                          .hidden_mean = NAN,
+                          .hidden_rms = NAN,
+                          .k_norm = NAN,
+                          .v_norm = NAN,
+                          .n_layers = s->config->n_layers,
+                          .probe_level = -1};
+    const struct measured *m = s->measured ? decoder_measured(s->dec, i) : NULL;
+    if (s->measured & SIGNAL_HIDDEN) {
+        out.hidden_mean = m->hidden_mean;
+        out.hidden_rms = m->hidden_rms;
     }
-    TRY(broadcast_ints(s, 1));
-    int32_t n = s->message[0];
-    INVARIANT(n > 0 && n <= plan->capacity);
-    for (int32_t i = 0; s->coll->rank == 0 && i < n; i++) {
-        s->message[2 * i] = plan->at[i].step;
-        s->message[2 * i + 1] = plan->at[i].level;
+    if (s->measured & SIGNAL_KV_NORMS) {
+        out.k_norm = m->k_norm;
+        out.v_norm = m->v_norm;
     }
-    TRY(broadcast_ints(s, 2 * n));
-    for (int32_t i = 0; s->coll->rank != 0 && i < n; i++) {
-        TRY(plan_add(plan, s->message[2 * i], s->message[2 * i + 1]));
+    if (s->measured & SIGNAL_ACTIVATION) {
+        out.activation = m->activation;
     }
+    return out;
+}
+
+/* K and V of the slot's whole context. Collective over the replica. */
+static enum status take_features(struct session *s, struct signals *signals, int32_t slot)
+{
+    int32_t n_tok = decoder_n_filled(s->dec, slot), n_heads = n_feature_heads(s);
+    if (n_heads == 0) {
+        return ST_OK;
+    }
+    bool all_heads = (s->policy->ops->needs & SIGNAL_KV_HEADS) != 0;
+    TRY(decoder_features(s->dec, slot, n_tok, all_heads, s->features));
+    signals->features = s->features;
+    signals->n_feature_heads = n_heads;
+    signals->n_feature_tok = n_tok;
+    signals->feature_dim = s->config->head_dim;
     return ST_OK;
 }
 
@@ -422,9 +456,9 @@ static enum status prefill_chunk(struct session *s, struct sequence *q, int32_t 
     struct token_result result = {0};
     struct pass_record pass;
     atomic_store(&s->at, slot);
-    enum status st = decoder_prefill(s->dec, slot, s->chunk, n, q->plan.prefill, &want,
+    enum status st = decoder_prefill(s->dec, slot, s->chunk, n, q->prefill_level, &want,
                                      last ? 1 : 0, &result, &pass);
-    TRY(blame(s, st, slot, -1, q->plan.prefill));
+    TRY(blame(s, st, slot, -1, q->prefill_level));
     keep_pass(s, &pass);
     q->n_fed += n;
     if (!last) {
@@ -438,57 +472,77 @@ static enum status prefill_chunk(struct session *s, struct sequence *q, int32_t 
     t->prefill_s = (float)(clock_s() - q->turn_s);
     q->decode_s = clock_s();
     if (s->opt.kv_features && q->turn == 0) {
-        TRY(decoder_features(s->dec, slot, total, q->rec.features));
+        TRY(decoder_features(s->dec, slot, total, false, q->rec.features));
         q->rec.n_feature_tok = total;
         q->rec.feature_dim = s->config->head_dim;
     }
-    TRY(make_plan(s, q, slot, &result));
+    struct signals signals = signals_of(s, &result, 0, -1, q->prefill_level);
+    TRY(take_features(s, &signals, slot));
+    TRY(planner_ask(s->planner, slot, -1, s->coll->rank == 0 ? &signals : NULL));
     return take_token(s, q, slot, result.token);
 }
 
-/* Amendments take effect at the next step. */
+/* n tokens, probes among them. */
 static enum status observe_steps(struct session *s, int32_t n)
 {
-    if (!s->observes) {
-        return ST_OK;
-    }
-    for (int32_t i = 0; s->coll->rank == 0 && i < n; i++) {
-        const struct token_result *r = &s->results[i];
-        const struct sequence *q = &s->seq[s->tokens[i].slot];
-        struct signals signals = {.step = q->n_new - 1,
-                                  .level = s->tokens[i].level,
-                                  .token = r->token,
-                                  .logprob = r->logprob,
-                                  .entropy = r->entropy,
-                                  .margin = r->margin};
-        atomic_store(&s->at, s->tokens[i].slot);
-        TRY(policy_observe(s->policy, &signals, s->levels->n, &s->message[i]));
+    for (int32_t i = 0; s->observes && i < n; i++) {
+        const struct decode_token *token = &s->tokens[i];
+        if (token->probe) {
+            continue;
+        }
+        int32_t step = s->seq[token->slot].n_new - 1;
+        struct signals signals = signals_of(s, &s->results[i], i, step, token->level);
+        if (i + 1 < n && s->tokens[i + 1].probe) {
+            signals.probe_level = s->tokens[i + 1].level;
+            signals.probe_kl = s->results[i + 1].probe_kl;
+        }
+        atomic_store(&s->at, token->slot);
+        TRY(planner_ask(s->planner, token->slot, step, s->coll->rank == 0 ? &signals : NULL));
     }
     atomic_store(&s->at, EVERY_SLOT);
-    TRY(broadcast_ints(s, n));
-    for (int32_t i = 0; i < n; i++) {
-        if (s->message[i] >= 0) {
-            struct sequence *q = &s->seq[s->tokens[i].slot];
-            TRY(plan_amend(&q->plan, q->n_new, s->message[i]));
+    return ST_OK;
+}
+
+/* The slots that run the next pass: s->slots and s->steps. */
+static int32_t choose_slots(struct session *s)
+{
+    int32_t n = 0;
+    for (int32_t slot = 0; slot < s->opt.n_slots; slot++) {
+        if (s->seq[slot].active) {
+            s->slots[n] = slot;
+            s->steps[n++] = s->seq[slot].n_new - 1; // it consumes generated token `step`
         }
     }
+    return n;
+}
+
+/* The tokens of a decode pass, each followed by its probe if it has one. */
+static enum status gather_tokens(struct session *s, int32_t *n_tokens)
+{
+    int32_t n_chosen = choose_slots(s), n = 0;
+    TRY(planner_settle(s->planner, n_chosen, s->slots, s->steps));
+    for (int32_t i = 0; i < n_chosen; i++) {
+        int32_t slot = s->slots[i], probe = planner_probe(s->planner, slot);
+        const struct sequence *q = &s->seq[slot];
+        s->tokens[n++] =
+            (struct decode_token){.slot = slot,
+                                  .id = q->last,
+                                  .level = planner_level(s->planner, slot, s->steps[i]),
+                                  .want = want_of(s, q, s->steps[i] + 1)};
+        if (probe >= 0) {
+            s->tokens[n++] = (struct decode_token){
+                .slot = slot, .id = q->last, .level = probe, .probe = true, .want = {.target = -1}};
+        }
+    }
+    *n_tokens = n;
     return ST_OK;
 }
 
 static enum status decode_pass(struct session *s)
 {
     int32_t n = 0, bad = 0;
-    for (int32_t slot = 0; slot < s->opt.n_slots; slot++) {
-        struct sequence *q = &s->seq[slot];
-        if (q->active) {
-            int32_t step = q->n_new - 1; /* it consumes generated token `step` */
-            s->tokens[n++] = (struct decode_token){.slot = slot,
-                                                   .id = q->last,
-                                                   .level = plan_level(&q->plan, step),
-                                                   .want = want_of(s, q, step + 1)};
-        }
-    }
     struct pass_record pass;
+    TRY(gather_tokens(s, &n));
     enum status st = decoder_step(s->dec, s->tokens, n, s->results, &pass);
     for (int32_t i = n - 1; i >= 0 && st == ST_NUMERIC; i--) {
         bad = s->results[i].token < 0 ? i : bad;
@@ -501,14 +555,26 @@ static enum status decode_pass(struct session *s)
     for (int32_t i = 0; i < n; i++) {
         struct sequence *q = &s->seq[s->tokens[i].slot];
         const struct token_result *r = &s->results[i];
-        q->rec.steps[q->rec.n_steps++] = (struct step_record){.turn = q->turn,
-                                                              .step = q->n_new - 1,
-                                                              .level = s->tokens[i].level,
-                                                              .token = r->token,
-                                                              .logprob = r->logprob,
-                                                              .entropy = r->entropy,
-                                                              .margin = r->margin,
-                                                              .pass = number};
+        if (s->tokens[i].probe) {
+            continue;
+        }
+        bool probed = i + 1 < n && s->tokens[i + 1].probe;
+        struct signals g = signals_of(s, r, i, q->n_new - 1, s->tokens[i].level);
+        q->rec.steps[q->rec.n_steps++] =
+            (struct step_record){.turn = q->turn,
+                                 .step = g.step,
+                                 .level = g.level,
+                                 .token = g.token,
+                                 .logprob = g.logprob,
+                                 .entropy = g.entropy,
+                                 .margin = g.margin,
+                                 .pass = number,
+                                 .max_prob = g.max_prob,
+                                 .probe_kl = probed ? s->results[i + 1].probe_kl : NAN,
+                                 .hidden_mean = g.hidden_mean,
+                                 .hidden_rms = g.hidden_rms,
+                                 .k_norm = g.k_norm,
+                                 .v_norm = g.v_norm};
         q->rec.turns[q->turn].n_steps++;
         atomic_store(&s->at, s->tokens[i].slot);
         TRY(take_token(s, q, s->tokens[i].slot, r->token));

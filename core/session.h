@@ -3,8 +3,7 @@
  * and every step and pass is recorded. One session_advance is one pass.
  *
  * Collective over the replica: all of its ranks make the same calls in the same order. The policy
- * is asked on the first rank only and its answers are broadcast, so that a rounding difference can
- * never desynchronise the ranks. No allocation after creation.
+ * is asked through core/planner.h. No allocation after creation.
  * SPDX-License-Identifier: Apache-2.0
  */
 #ifndef PMPD_CORE_SESSION_H
@@ -14,6 +13,7 @@
 #include <stdint.h>
 
 #include "core/decoder.h"
+#include "core/planner.h"
 #include "core/policy.h"
 #include "core/prompts.h"
 #include "core/trace.h"
@@ -34,9 +34,12 @@ struct session_options {
     bool stop_at_eos;
     float temperature; /* 0: greedy */
     uint64_t seed;
-    int32_t epoch, replica;     /* recorded */
-    bool kv_features;           /* record core/kvcache.h features after the first turn's prefill */
-    session_token_fn *on_token; /* may be NULL */
+    int32_t epoch, replica;              /* recorded */
+    int32_t lag;                         /* core/planner.h; 0: 1 */
+    const struct planner_remote *remote; /* the same; NULL: the policy is asked here. Borrowed */
+    bool kv_features; /* record core/kvcache.h features after the first turn's prefill */
+    bool signals;     /* record SIGNAL_HIDDEN and SIGNAL_KV_NORMS; the decoder measures them */
+    session_token_fn *on_token;       /* may be NULL */
     session_finished_fn *on_finished; /* may be NULL */
     void *ctx;                        /* of both */
 };
@@ -55,9 +58,10 @@ MUST_CHECK enum status session_max_record_bytes(size_t *out, const struct sessio
 
 int32_t session_n_free(const struct session *s);
 int32_t session_n_active(const struct session *s);
-/* Puts an encoded prompt (borrowed until it is finished) into a free slot. */
+/* Puts an encoded prompt (borrowed until it is finished) into a free slot. dial: of its lease. */
 MUST_CHECK enum status session_start(struct session *s, const struct prompt *prompt,
-                                     int64_t ordinal, const uint64_t key[2], int32_t attempt);
+                                     int64_t ordinal, const uint64_t key[2], int32_t attempt,
+                                     float dial);
 /* One pass: a prefill chunk if a slot has prompt tokens left, else one step of every active slot.
  * Does nothing when no slot is active. Errors: those of decoder and policy; ST_NUMERIC names
  * prompt, step and level. */

@@ -42,16 +42,35 @@ struct settings {
         bool stop_at_eos;       /* decode.stop_at_eos */
     } decode;
     struct {
+        char rank[SETTINGS_WORD_BYTES]; /* service.rank: inline, own */
+        int32_t lag;                    /* service.lag: steps from a request to its effect */
+    } service;
+    struct {
+        double average_bits; /* budget.average_bits of decode steps over all prompts; 0 = none */
+        double ms_per_token; /* budget.ms_per_token; 0 = none */
+        int32_t window;      /* budget.window: leases whose outcome a lease's dial does not know */
+    } budget;
+    struct {
         char format[SETTINGS_WORD_BYTES]; /* kv.format: auto, f16, f32 */
     } kv;
     struct {
-        char name[SETTINGS_WORD_BYTES];      /* policy.name */
-        char prefill[SETTINGS_TEXT_BYTES];   /* policy.prefill: a level */
-        char level[SETTINGS_TEXT_BYTES];     /* policy.level: a level (fixed) */
-        char switches[SETTINGS_TEXT_BYTES];  /* policy.switches: "0:4 85:3" (static, reversed) */
-        char alternate[SETTINGS_TEXT_BYTES]; /* policy.alternate: "4 2" (alternate) */
-        double dial;                         /* policy.dial in [0, 1] */
-        char replay[SETTINGS_PATH_BYTES];    /* policy.replay: a run file (replay) */
+        char name[SETTINGS_WORD_BYTES];       /* policy.name */
+        char prefill[SETTINGS_TEXT_BYTES];    /* policy.prefill: a level */
+        char level[SETTINGS_TEXT_BYTES];      /* policy.level: a level (fixed) */
+        char switches[SETTINGS_TEXT_BYTES];   /* policy.switches: "0:4 85:3" (static, reversed) */
+        char alternate[SETTINGS_TEXT_BYTES];  /* policy.alternate: "4 2" (alternate) */
+        double dial;                          /* policy.dial in [0, 1] */
+        char replay[SETTINGS_PATH_BYTES];     /* policy.replay: a run file (replay) */
+        char levels[SETTINGS_TEXT_BYTES];     /* policy.levels: "4 3 2" */
+        char classifier[SETTINGS_PATH_BYTES]; /* policy.classifier: files, one per pair */
+        int32_t window;                       /* policy.window steps */
+        double deviations;                    /* policy.deviations */
+        char activation[SETTINGS_WORD_BYTES]; /* policy.activation: last, all */
+        char classes[SETTINGS_TEXT_BYTES];    /* policy.classes: "0 1/3 2/3 1" (random) */
+        char prior[SETTINGS_TEXT_BYTES];      /* policy.prior: "0.1 0.2 0.3 0.4" (random) */
+        char oracle[SETTINGS_PATH_BYTES];     /* policy.oracle: plans (oracle) */
+        int32_t every;                        /* policy.every steps */
+        double divergence;                    /* policy.divergence, nats */
     } policy;
     struct {
         char path[SETTINGS_PATH_BYTES];  /* prompts.path: JSONL */
@@ -61,6 +80,7 @@ struct settings {
     struct {
         char dir[SETTINGS_PATH_BYTES]; /* output.dir: the run directory */
         bool kv_features;              /* output.kv_features */
+        bool signals;                  /* output.signals */
     } output;
     struct {
         char name[SETTINGS_WORD_BYTES]; /* run.name */

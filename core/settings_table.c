@@ -12,8 +12,10 @@
 #define FIELD(f) offsetof(struct settings, f), sizeof(((struct settings *)0)->f)
 #define TWO_53 9007199254740992.0
 
+static const char *const activation_words[] = {"last", "all", NULL};
 static const char *const isa_words[] = {"auto", "avx512", "avx2", "scalar", NULL};
 static const char *const kv_words[] = {"auto", "f16", "f32", NULL};
+static const char *const service_words[] = {"inline", "own", NULL};
 static const char *const log_words[] = {"error", "warn", "info", "debug", NULL};
 
 static const struct setting_row rows[] = {
@@ -76,8 +78,8 @@ static const struct setting_row rows[] = {
      "f16."},
 
     {"policy.name", SET_TEXT, FIELD(policy.name), 0, 0, NULL, "fixed", "",
-     "What decides the precision of every step. fixed: policy.level always. static and reversed: "
-     "the switch points of policy.switches. alternate: the levels of policy.alternate in turn."},
+     "What decides the precision of every step. pmpd help-config ends with the policies' names, "
+     "what each does and which of these settings it reads."},
     {"policy.prefill", SET_TEXT, FIELD(policy.prefill), 0, 0, NULL, "max", "",
      "Level that reads the prompt (prefill). A level is a number of bits (\"4\"), the most that "
      "the "
@@ -92,9 +94,55 @@ static const struct setting_row rows[] = {
      "Levels that the alternate policy takes in turn, one step each, separated by blanks: "
      "\"4 2\"."},
     {"policy.dial", SET_F64, FIELD(policy.dial), 0, 1, NULL, "0.5", "",
-     "How much quality a policy with a choice should buy: 0 cheapest, 1 best."},
+     "How much quality a policy with a choice should buy: 0 cheapest, 1 best, 0.5 as the other "
+     "settings say."},
+    {"policy.levels", SET_TEXT, FIELD(policy.levels), 0, 0, NULL, "", "",
+     "Levels between which a policy chooses, from the best to the cheapest: \"4 3 2\"."},
+    {"policy.classifier", SET_TEXT, FIELD(policy.classifier), 0, 0, NULL, "", "",
+     "Classifiers of learned, learned-heads and step-learned (pmpd train makes them): one file per "
+     "neighbouring pair of policy.levels, in their order, separated by colons."},
+    {"policy.window", SET_I32, FIELD(policy.window), 1, 100000, NULL, "10", "steps",
+     "confidence and activation: steps at a level before its threshold is known."},
+    {"policy.deviations", SET_F64, FIELD(policy.deviations), -100, 100, NULL, "1", "",
+     "confidence and activation: standard deviations between the mean of those steps and the "
+     "threshold."},
+    {"policy.activation", SET_TEXT, FIELD(policy.activation), 0, 0, activation_words, "all", "",
+     "activation: look at the inputs of the last layer's matrices, or of all layers'."},
+    {"policy.classes", SET_TEXT, FIELD(policy.classes), 0, 0, NULL, "0 1/3 2/3 1", "",
+     "random: the switch points to draw from, as ascending parts of decode.max_new_tokens; 1: "
+     "never."},
+    {"policy.prior", SET_TEXT, FIELD(policy.prior), 0, 0, NULL, "", "",
+     "random: a weight for each of policy.classes. Empty: all alike."},
+    {"policy.oracle", SET_TEXT, FIELD(policy.oracle), 0, 0, NULL, "", "",
+     "oracle: JSONL file with the plan of every prompt, {\"id\": \"...\", \"turn\": 0, "
+     "\"plan\": \"prefill:4 0:4 85:2\"}."},
+    {"policy.every", SET_I32, FIELD(policy.every), 1, 100000, NULL, "8", "steps",
+     "step-learned: steps between two looks. error-feedback: steps between two probes."},
+    {"policy.divergence", SET_F64, FIELD(policy.divergence), 0, 1000, NULL, "0.02", "nats",
+     "error-feedback: a KL divergence from the best level above this takes one level up, below a "
+     "quarter of it one level down."},
     {"policy.replay", SET_TEXT, FIELD(policy.replay), 0, 0, NULL, "", "",
      "Run file whose recorded plans the replay policy repeats; pmpd run --replay sets it."},
+
+    {"service.rank", SET_TEXT, FIELD(service.rank), 0, 0, service_words, "inline", "",
+     "Where leases, plans that need a model, and the budget are decided. inline: on rank 0, which "
+     "also decodes and looks after them between two passes. own: on rank 0 alone, and the other "
+     "ranks decode: start one rank more. The tokens never depend on it."},
+    {"service.lag", SET_I32, FIELD(service.lag), 1, 1024, NULL, "1", "steps",
+     "What is decided after a step takes effect so many steps later (prefill is step -1); until "
+     "then the level in force stays, at first that of prefill. More lets a plan be made while the "
+     "replica goes on decoding. It decides tokens."},
+
+    {"budget.average_bits", SET_F64, FIELD(budget.average_bits), 0, 64, NULL, "0", "bits",
+     "Hold the average bits of the decode steps of all prompts together at this value by moving "
+     "the policy's dial from prompt to prompt; for a policy that listens to its dial. 0: off."},
+    {"budget.ms_per_token", SET_F64, FIELD(budget.ms_per_token), 0, 1e9, NULL, "0", "ms",
+     "The same for the time of a decode step with full slots, by a table of costs that is measured "
+     "at the first start and kept in the run directory (costs.txt). 0: off."},
+    {"budget.window", SET_I32, FIELD(budget.window), 1, 1048576, NULL, "16", "prompts",
+     "The dial of a prompt follows from what the prompts up to so many places before it cost. It "
+     "limits how many prompts are under way at once: take about twice the slots of all replicas. "
+     "It decides tokens."},
 
     {"prompts.path", SET_TEXT, FIELD(prompts.path), 0, 0, NULL, "", "",
      "Prompt file, JSONL: one object per line with turns (a list of texts) and optionally id, "
@@ -110,6 +158,9 @@ static const struct setting_row rows[] = {
     {"output.kv_features", SET_BOOL, FIELD(output.kv_features), 0, 0, NULL, "false", "",
      "Also record the keys and values of the last layer after prefill, averaged over heads "
      "(/kv_features of run.h5)."},
+    {"output.signals", SET_BOOL, FIELD(output.signals), 0, 0, NULL, "false", "",
+     "Also record what each step's hidden state and new K and V rows look like: hidden_mean, "
+     "hidden_rms, k_norm and v_norm of /steps."},
 
     {"run.name", SET_TEXT, FIELD(run.name), 0, 0, NULL, "", "",
      "Name of the run in run.h5 and answers.jsonl. Empty: made from model and policy."},

@@ -12,12 +12,13 @@
 
 /* Sizes on disk. They are part of the format: change TRACE_VERSION with them. */
 enum {
-    TRACE_VERSION = 2,
-    HEAD_BYTES = 4 + 8 + 16 + 3 * 4 + 16 + 6 * 4,
+    TRACE_VERSION = 3,
+    HEAD_BYTES = 4 + 8 + 16 + 3 * 4 + 16 + 7 * 4,
     TURN_BYTES = 12 * 4,
-    STEP_BYTES = 8 * 4,
+    STEP_BYTES = 14 * 4,
     SWITCH_BYTES = 2 * 4,
     PASS_BYTES = 8 * 4 + 16,
+    DECISION_BYTES = 7 * 4,
     FLOAT_BYTES = 4
 };
 
@@ -123,7 +124,7 @@ static bool packed_bytes(const struct finished_record *r, size_t *out)
     *out = HEAD_BYTES;
     return add_array(out, r->n_turns, TURN_BYTES) && add_array(out, r->n_steps, STEP_BYTES) &&
            add_array(out, r->n_switches, SWITCH_BYTES) && add_array(out, r->n_passes, PASS_BYTES) &&
-           feature_floats(r, &floats) &&
+           add_array(out, r->n_decisions, DECISION_BYTES) && feature_floats(r, &floats) &&
            !__builtin_mul_overflow(floats, (size_t)FLOAT_BYTES, &feature_bytes) &&
            !__builtin_add_overflow(*out, feature_bytes, out);
 }
@@ -156,6 +157,7 @@ void trace_pack(void *buf, size_t capacity, const struct finished_record *r)
     put_i32(&at, r->n_steps);
     put_i32(&at, r->n_switches);
     put_i32(&at, r->n_passes);
+    put_i32(&at, r->n_decisions);
     put_i32(&at, r->n_feature_tok);
     put_i32(&at, r->feature_dim);
     for (int i = 0; i < r->n_turns; i++) {
@@ -183,6 +185,12 @@ void trace_pack(void *buf, size_t capacity, const struct finished_record *r)
         put_f32(&at, s->entropy);
         put_f32(&at, s->margin);
         put_u32(&at, s->pass);
+        put_f32(&at, s->max_prob);
+        put_f32(&at, s->probe_kl);
+        put_f32(&at, s->hidden_mean);
+        put_f32(&at, s->hidden_rms);
+        put_f32(&at, s->k_norm);
+        put_f32(&at, s->v_norm);
     }
     for (int i = 0; i < r->n_switches; i++) {
         put_i32(&at, r->switches[i].step);
@@ -200,6 +208,16 @@ void trace_pack(void *buf, size_t capacity, const struct finished_record *r)
         put_f32(&at, p->comm_us);
         put_u64(&at, p->weight_bytes);
         put_u64(&at, p->kv_bytes);
+    }
+    for (int i = 0; i < r->n_decisions; i++) {
+        const struct decision_record *d = &r->decisions[i];
+        put_i32(&at, d->turn);
+        put_i32(&at, d->asked);
+        put_i32(&at, d->step);
+        put_i32(&at, d->level);
+        put_i32(&at, d->probe);
+        put_f32(&at, d->dial);
+        put_f32(&at, d->latency_us);
     }
     size_t floats = 0;
     feature_floats(r, &floats);
@@ -234,6 +252,7 @@ static enum status unpack_head(struct finished_record *r, const unsigned char **
     r->n_steps = get_i32(at);
     r->n_switches = get_i32(at);
     r->n_passes = get_i32(at);
+    r->n_decisions = get_i32(at);
     r->n_feature_tok = get_i32(at);
     r->feature_dim = get_i32(at);
     if (r->ordinal < 0 || r->attempt < 0 || r->epoch < 0 || r->replica < 0) {
@@ -250,9 +269,9 @@ static enum status unpack_head(struct finished_record *r, const unsigned char **
     if (!packed_bytes(r, &expected) || expected != bytes) {
         FAIL(ST_FORMAT,
              "finished record of prompt %lld: %d turns, %d steps, %d switches, %d passes, "
-             "%d x %d features do not make %zu bytes",
+             "%d decisions, %d x %d features do not make %zu bytes",
              (long long)r->ordinal, r->n_turns, r->n_steps, r->n_switches, r->n_passes,
-             r->n_feature_tok, r->feature_dim, bytes);
+             r->n_decisions, r->n_feature_tok, r->feature_dim, bytes);
     }
     return ST_OK;
 }
@@ -267,11 +286,12 @@ static enum status unpack_block(struct finished_record *r)
     size_t passes = (size_t)r->n_passes * sizeof *r->passes;
     size_t steps = (size_t)r->n_steps * sizeof *r->steps;
     size_t switches = (size_t)r->n_switches * sizeof *r->switches;
+    size_t decisions = (size_t)r->n_decisions * sizeof *r->decisions;
     _Static_assert(sizeof(struct turn_record) % _Alignof(struct pass_record) == 0,
                    "passes follow the turns without a gap");
     unsigned char *block = NULL;
-    TRY(mem_alloc_array((void **)&block, turns + passes + steps + switches + floats * sizeof(float),
-                        1));
+    TRY(mem_alloc_array((void **)&block,
+                        turns + passes + steps + switches + decisions + floats * sizeof(float), 1));
     r->turns = (struct turn_record *)(void *)block;
     block += turns;
     r->passes = r->n_passes ? (struct pass_record *)(void *)block : NULL;
@@ -280,6 +300,8 @@ static enum status unpack_block(struct finished_record *r)
     block += steps;
     r->switches = r->n_switches ? (struct plan_switch *)(void *)block : NULL;
     block += switches;
+    r->decisions = r->n_decisions ? (struct decision_record *)(void *)block : NULL;
+    block += decisions;
     r->features = floats ? (float *)(void *)block : NULL;
     return ST_OK;
 }
@@ -311,6 +333,12 @@ static void unpack_arrays(struct finished_record *r, const unsigned char **at)
         s->entropy = get_f32(at);
         s->margin = get_f32(at);
         s->pass = get_u32(at);
+        s->max_prob = get_f32(at);
+        s->probe_kl = get_f32(at);
+        s->hidden_mean = get_f32(at);
+        s->hidden_rms = get_f32(at);
+        s->k_norm = get_f32(at);
+        s->v_norm = get_f32(at);
     }
     for (int i = 0; i < r->n_switches; i++) {
         r->switches[i].step = get_i32(at);
@@ -328,6 +356,16 @@ static void unpack_arrays(struct finished_record *r, const unsigned char **at)
         p->comm_us = get_f32(at);
         p->weight_bytes = get_u64(at);
         p->kv_bytes = get_u64(at);
+    }
+    for (int i = 0; i < r->n_decisions; i++) {
+        struct decision_record *d = &r->decisions[i];
+        d->turn = get_i32(at);
+        d->asked = get_i32(at);
+        d->step = get_i32(at);
+        d->level = get_i32(at);
+        d->probe = get_i32(at);
+        d->dial = get_f32(at);
+        d->latency_us = get_f32(at);
     }
     size_t floats = 0;
     feature_floats(r, &floats);
@@ -381,6 +419,35 @@ static enum status check_turns(const struct finished_record *r)
                  "finished record of prompt %lld: pass %u has kind %d; expected %d or %d", ordinal,
                  r->passes[i].pass, r->passes[i].kind, PASS_PREFILL, PASS_DECODE);
         }
+    }
+    for (int i = 0; i < r->n_decisions; i++) {
+        const struct decision_record *d = &r->decisions[i];
+        if (d->turn < 0 || d->turn >= r->n_turns || d->asked < -1 || d->step <= d->asked ||
+            d->level < -1 || d->probe < -1) {
+            FAIL(ST_FORMAT,
+                 "finished record of prompt %lld: decision %d of turn %d, asked after step %d, for "
+                 "step %d, has level %d and probe %d: out of range",
+                 ordinal, i, d->turn, d->asked, d->step, d->level, d->probe);
+        }
+    }
+    return ST_OK;
+}
+
+enum status trace_count_levels(int64_t *n_steps, int32_t n_levels, const void *buf, size_t bytes)
+{
+    struct finished_record r;
+    memset(&r, 0, sizeof r);
+    const unsigned char *at = buf;
+    TRY(unpack_head(&r, &at, bytes));
+    at += (size_t)r.n_turns * TURN_BYTES;
+    for (int i = 0; i < r.n_steps; i++) {
+        const unsigned char *field = at + (size_t)i * STEP_BYTES + 2 * 4; // turn, step, level
+        int32_t level = get_i32(&field);
+        if (level < 0 || level >= n_levels) {
+            FAIL(ST_FORMAT, "finished record of prompt %lld: step %d ran at level %d of %d",
+                 (long long)r.ordinal, i, level, n_levels);
+        }
+        n_steps[level]++;
     }
     return ST_OK;
 }

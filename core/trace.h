@@ -22,6 +22,10 @@ struct step_record {
     float entropy;             /* nats */
     float margin;              /* largest minus second largest logit */
     uint32_t pass;             /* number of its pass within (epoch, replica) */
+    float max_prob;            /* of the most likely token */
+    float probe_kl;            /* nats, KL(probe || step); NaN: no probe */
+    /* core/policy.h, struct signals; NaN where nobody asked for them: */
+    float hidden_mean, hidden_rms, k_norm, v_norm;
 };
 
 /* One run through the layers for all tokens that share it. Bytes are those that all ranks of the
@@ -49,6 +53,18 @@ struct turn_record {
     float prefill_s, decode_s;
 };
 
+/* One level of a plan or amendment that took effect. */
+struct decision_record {
+    int32_t turn;
+    int32_t asked;    /* after this step; -1: after prefill */
+    int32_t step;     /* it took effect at */
+    int32_t level;    /* in force from there on; -1: as planned (a probe only) */
+    int32_t probe;    /* level of a probe at that step; -1: none */
+    float dial;       /* of the policy */
+    float latency_us; /* from the request until the replica had the answer in hand; it looks
+                         between two passes */
+};
+
 /* A finished prompt. Pointers are owned by whoever made it (the session's slot, or
  * trace_unpack). */
 struct finished_record {
@@ -58,12 +74,13 @@ struct finished_record {
     int32_t epoch;   /* starts of the program on this run directory, from 0 */
     int32_t replica;
     double started_unix_s, wall_s;
-    int32_t n_turns, n_steps, n_switches, n_passes;
+    int32_t n_turns, n_steps, n_switches, n_passes, n_decisions;
     int32_t n_feature_tok, feature_dim; /* 0 without KV features */
     struct turn_record *turns;          /* (n_turns) */
     struct step_record *steps;          /* (n_steps) */
     struct plan_switch *switches;       /* (n_switches) realised, all turns */
     struct pass_record *passes;         /* (n_passes) passes of the replica not yet sent */
+    struct decision_record *decisions;  /* (n_decisions) in the order of their requests */
     float *features;                    /* (2, n_feature_tok, feature_dim): K then V */
 };
 
@@ -75,5 +92,9 @@ void trace_pack(void *buf, size_t capacity, const struct finished_record *r);
  * one block, given back with trace_free. Errors: ST_FORMAT. */
 MUST_CHECK enum status trace_unpack(struct finished_record *out, const void *buf, size_t bytes);
 void trace_free(struct finished_record *r);
+/* How many steps of a packed record ran at each level: adds to n_steps (n_levels). No allocation.
+ * Errors: ST_FORMAT (as trace_unpack; a level beyond n_levels). */
+MUST_CHECK enum status trace_count_levels(int64_t *n_steps, int32_t n_levels, const void *buf,
+                                          size_t bytes);
 
 #endif

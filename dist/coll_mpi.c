@@ -178,7 +178,7 @@ static const struct collective_ops mpi_ops = {
 enum status coll_mpi_open(struct collective *out, struct env *env, double timeout_s,
                           size_t max_bytes_hint)
 {
-    if (env->tensor_size == 1) {
+    if (env->tensor_size == 1 || env->replica < 0) {
         collective_local(out);
         return ST_OK;
     }

@@ -61,6 +61,7 @@ enum status env_start(struct env *env, int *argc, char ***argv)
 {
     *env = (struct env){.world = MPI_COMM_NULL,
                         .lease_comm = MPI_COMM_NULL,
+                        .service_comm = MPI_COMM_NULL,
                         .replica_comm = MPI_COMM_NULL,
                         .size = 1,
                         .start_s = clock_s()};
@@ -80,6 +81,8 @@ enum status env_start(struct env *env, int *argc, char ***argv)
     TRY_MPI(MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN));
     TRY_MPI(MPI_Comm_dup(MPI_COMM_WORLD, &env->world));
     TRY_MPI(MPI_Comm_dup(MPI_COMM_WORLD, &env->lease_comm));
+    TRY_MPI(MPI_Comm_dup(MPI_COMM_WORLD, &env->service_comm));
+    TRY_MPI(MPI_Comm_set_errhandler(env->service_comm, MPI_ERRORS_RETURN));
     TRY_MPI(MPI_Comm_set_errhandler(env->world, MPI_ERRORS_RETURN));
     TRY_MPI(MPI_Comm_set_errhandler(env->lease_comm, MPI_ERRORS_RETURN));
     TRY_MPI(MPI_Comm_rank(env->world, &env->rank));
@@ -98,32 +101,53 @@ enum status env_start(struct env *env, int *argc, char ***argv)
     return ST_OK;
 }
 
+/* Ranks that do not make whole replicas: says which numbers do. */
+static enum status refuse_grid(const struct env *env, int tensor_ranks)
+{
+    const char *own = env->n_service ? " and service.rank = own" : "";
+    int below = (env->size - env->n_service) / tensor_ranks * tensor_ranks + env->n_service;
+    if (below > env->n_service) {
+        FAIL(ST_USER, "mpirun -n %d with parallel.tensor_ranks = %d%s: use %d or %d ranks",
+             env->size, tensor_ranks, own, below, below + tensor_ranks);
+    }
+    if (env->n_service) {
+        FAIL(ST_USER,
+             "mpirun -n %d with parallel.tensor_ranks = %d%s: use %d ranks (1 for the service), or "
+             "service.rank = inline",
+             env->size, tensor_ranks, own, 1 + tensor_ranks);
+    }
+    FAIL(ST_USER,
+         "mpirun -n %d with parallel.tensor_ranks = %d: use %d ranks or a multiple "
+         "of it",
+         env->size, tensor_ranks, tensor_ranks);
+}
+
 enum status env_grid(struct env *env, int tensor_ranks)
 {
     if (tensor_ranks < 1) {
         FAIL(ST_USER, "parallel.tensor_ranks = %d: expected 1 or more", tensor_ranks);
     }
-    if (env->size % tensor_ranks != 0) {
-        int below = env->size / tensor_ranks * tensor_ranks;
-        if (below > 0) {
-            FAIL(ST_USER, "mpirun -n %d with parallel.tensor_ranks = %d: use %d or %d ranks",
-                 env->size, tensor_ranks, below, below + tensor_ranks);
-        }
-        FAIL(ST_USER,
-             "mpirun -n %d with parallel.tensor_ranks = %d: use %d ranks or a multiple "
-             "of it",
-             env->size, tensor_ranks, tensor_ranks);
+    int n_decode = env->size - env->n_service;
+    if (n_decode < 1 || n_decode % tensor_ranks != 0) {
+        return refuse_grid(env, tensor_ranks);
     }
     if (env->replica_comm != MPI_COMM_NULL) {
         TRY_MPI(MPI_Comm_free(&env->replica_comm));
     }
-    env->n_replicas = env->size / tensor_ranks;
-    env->replica = env->rank / tensor_ranks;
-    TRY_MPI(MPI_Comm_split(env->world, env->replica, env->rank, &env->replica_comm));
+    bool is_service = env->rank < env->n_service;
+    env->n_replicas = n_decode / tensor_ranks;
+    env->replica = is_service ? -1 : (env->rank - env->n_service) / tensor_ranks;
+    int colour = is_service ? env->n_replicas : env->replica;
+    TRY_MPI(MPI_Comm_split(env->world, colour, env->rank, &env->replica_comm));
     TRY_MPI(MPI_Comm_set_errhandler(env->replica_comm, MPI_ERRORS_RETURN));
     TRY_MPI(MPI_Comm_rank(env->replica_comm, &env->tensor_rank));
-    TRY_MPI(MPI_Comm_size(env->replica_comm, &env->tensor_size));
+    env->tensor_size = tensor_ranks;
     return ST_OK;
+}
+
+int env_first_rank(const struct env *env, int replica)
+{
+    return env->n_service + replica * env->tensor_size;
 }
 
 enum status env_agree(struct env *env, enum status st)
@@ -194,13 +218,23 @@ enum status env_agree_distinct(struct env *env, const char *what, const char *te
     return env_agree(env, st);
 }
 
-enum status env_local_rank(struct env *env, int *rank)
+/* The ranks of this node that decode. */
+static enum status count_local(const struct env *env, int *n, int *rank)
 {
     MPI_Comm node;
+    int decodes = env->rank >= env->n_service;
     TRY_MPI(MPI_Comm_split_type(env->world, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &node));
-    TRY_MPI(MPI_Comm_rank(node, rank));
+    TRY_MPI(MPI_Allreduce(&decodes, n, 1, MPI_INT, MPI_SUM, node));
+    TRY_MPI(MPI_Scan(&decodes, rank, 1, MPI_INT, MPI_SUM, node));
+    *rank -= decodes;
     TRY_MPI(MPI_Comm_free(&node));
     return ST_OK;
+}
+
+enum status env_local_rank(struct env *env, int *rank)
+{
+    int n = 0;
+    return count_local(env, &n, rank);
 }
 
 enum status env_broadcast_text(struct env *env, char **text)
@@ -256,8 +290,8 @@ void env_end(struct env *env)
     MPI_Initialized(&initialised);
     MPI_Finalized(&finalised);
     if (initialised && !finalised) {
-        MPI_Comm *comms[] = {&env->replica_comm, &env->lease_comm, &env->world};
-        for (int i = 0; i < 3; i++) {
+        MPI_Comm *comms[] = {&env->replica_comm, &env->lease_comm, &env->service_comm, &env->world};
+        for (int i = 0; i < 4; i++) {
             if (*comms[i] != MPI_COMM_NULL) {
                 MPI_Comm_free(comms[i]);
             }
@@ -272,11 +306,9 @@ void env_end(struct env *env)
 
 enum status env_default_threads(struct env *env, int *n_threads)
 {
-    MPI_Comm node;
-    int n_local = 1;
-    TRY_MPI(MPI_Comm_split_type(env->world, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &node));
-    TRY_MPI(MPI_Comm_size(node, &n_local));
-    TRY_MPI(MPI_Comm_free(&node));
+    int n_local = 1, rank = 0;
+    TRY(count_local(env, &n_local, &rank));
+    n_local = n_local > 0 ? n_local : 1; // a service alone on its node
     *n_threads = 0;
     if (getenv("OMP_NUM_THREADS")) {
         return ST_OK;

@@ -23,12 +23,16 @@ enum status env_mpi_check(int rc, const char *call, const char *file, int line, 
     } while (0)
 
 struct env {
-    MPI_Comm world;      /* our own copy of MPI_COMM_WORLD, errors return */
-    MPI_Comm lease_comm; /* another one, for the messages of dist/lease.h */
+    MPI_Comm world;        /* our own copy of MPI_COMM_WORLD, errors return */
+    MPI_Comm lease_comm;   /* another one, for the messages of dist/lease.h */
+    MPI_Comm service_comm; /* and one for those of dist/service.h */
     int rank, size;
+    int n_service; /* set it before env_grid: 1 where rank 0 is a scheduler service of its own
+                      (which decodes nothing), else 0 */
     /* after env_grid: */
-    MPI_Comm replica_comm;
-    int replica, n_replicas, tensor_rank, tensor_size;
+    MPI_Comm replica_comm; /* of a service of its own: itself */
+    int replica;           /* of a service of its own: -1 */
+    int n_replicas, tensor_rank, tensor_size;
     bool started;   /* MPI was initialised by env_start */
     double start_s; /* clock_s when env_start began */
 };
@@ -40,10 +44,13 @@ struct env {
  * mpirun inside an allocation is not refused. Works without mpirun as one rank. env_end is allowed
  * after a failure. */
 MUST_CHECK enum status env_start(struct env *env, int *argc, char ***argv);
-/* Collective over the world. Cuts it into replicas of tensor_ranks consecutive ranks.
+/* Collective over the world. Cuts it into replicas of tensor_ranks consecutive ranks, after the
+ * service's rank where it has one (env->n_service).
  * Errors: ST_USER: the number of ranks is no multiple ("mpirun -n 3 with parallel.tensor_ranks = 2:
  * use 2 or 4 ranks"). */
 MUST_CHECK enum status env_grid(struct env *env, int tensor_ranks);
+/* The world's rank that is a replica's first. */
+int env_first_rank(const struct env *env, int replica);
 /* Collective over the world: every rank gets ST_OK, or every rank fails. A rank that succeeded
  * where another failed gets the first failing rank's status, its message prefixed with "rank N: ".
  */
@@ -56,7 +63,7 @@ MUST_CHECK enum status env_agree_text(struct env *env, const char *what, const c
  * about `what`, or every rank fails. Errors: ST_USER with the two ranks, the text and `fix`. */
 MUST_CHECK enum status env_agree_distinct(struct env *env, const char *what, const char *text,
                                           const char *fix);
-/* Collective: this rank's number among the ranks of its node. */
+/* Collective: this rank's number among the ranks of its node that decode. */
 MUST_CHECK enum status env_local_rank(struct env *env, int *rank);
 /* Collective: bytes of text from rank 0 to all; *text is allocated (mem_free) on the other ranks.
  */

@@ -19,7 +19,7 @@ enum journal_kind {
     JOURNAL_START = 2,    /* struct journal_start: an attempt at a prompt begins */
     JOURNAL_FINISHED = 3, /* trace_pack */
     JOURNAL_FAILED = 4,   /* struct journal_failed */
-    JOURNAL_STATE = 5,    /* controller state, opaque */
+    JOURNAL_STATE = 5,    /* struct journal_state: the budget gave a lease its dial */
     JOURNAL_FAULT = 6,    /* struct journal_fault: an attempt ended the job, by error or signal */
     JOURNAL_END = 7,      /* struct journal_end: this start of the program ended as it should */
     JOURNAL_RETRY = 8     /* empty: faults, failures and deaths before this do not count */
@@ -48,6 +48,14 @@ struct journal_fault {
     int32_t epoch, rank, n_company;
     int32_t signal; /* 0: an error */
     char reason[256];
+};
+/* The budget's controller (sched/budget.h) at one lease: comes before the lease's first start. */
+struct journal_state {
+    int64_t lease; /* in the fixed order of all prompts, from 0 */
+    int64_t ordinal;
+    uint64_t key[2];
+    float dial;
+    double target, offset, slope, account;
 };
 enum journal_how { JOURNAL_DONE = 0, JOURNAL_STOPPED = 1, JOURNAL_ERROR = 2 };
 /* Without this record, and without a fault, a start of the program died silently. */
@@ -91,6 +99,7 @@ size_t journal_pack_start(void *buf, const struct journal_start *r);
 size_t journal_pack_failed(void *buf, const struct journal_failed *r);
 size_t journal_pack_fault(void *buf, const struct journal_fault *r);
 size_t journal_pack_end(void *buf, const struct journal_end *r);
+size_t journal_pack_state(void *buf, const struct journal_state *r);
 MUST_CHECK enum status journal_unpack_run(struct journal_run *out, const void *buf, size_t bytes);
 MUST_CHECK enum status journal_unpack_start(struct journal_start *out, const void *buf,
                                             size_t bytes);
@@ -99,5 +108,8 @@ MUST_CHECK enum status journal_unpack_failed(struct journal_failed *out, const v
 MUST_CHECK enum status journal_unpack_fault(struct journal_fault *out, const void *buf,
                                             size_t bytes);
 MUST_CHECK enum status journal_unpack_end(struct journal_end *out, const void *buf, size_t bytes);
+/* Also ST_FORMAT: a negative lease, a dial outside [0, 1]. */
+MUST_CHECK enum status journal_unpack_state(struct journal_state *out, const void *buf,
+                                            size_t bytes);
 
 #endif

@@ -10,7 +10,8 @@ enum {
     REASON_BYTES = sizeof(((struct journal_failed *)0)->reason),
     FAILED_BYTES = 8 + 16 + 4 + REASON_BYTES,
     FAULT_BYTES = 8 + 16 + 16 + REASON_BYTES,
-    END_BYTES = 8 + 8 + REASON_BYTES
+    END_BYTES = 8 + 8 + REASON_BYTES,
+    STATE_BYTES = 8 + 8 + 16 + 4 + 4 * 8
 };
 _Static_assert((int)FAULT_BYTES <= (int)JOURNAL_SMALL_BYTES, "the largest small record");
 
@@ -161,4 +162,45 @@ enum status journal_unpack_end(struct journal_end *out, const void *buf, size_t 
     *out = (struct journal_end){
         .epoch = (int32_t)get_u32(p), .how = (int32_t)get_u32(p + 4), .unix_s = get_f64(p + 8)};
     return get_reason(out->reason, p + 16, "end");
+}
+
+size_t journal_pack_state(void *buf, const struct journal_state *r)
+{
+    unsigned char *p = buf;
+    uint32_t dial = 0;
+    memcpy(&dial, &r->dial, sizeof dial);
+    put_u64(p, (uint64_t)r->lease);
+    put_u64(p + 8, (uint64_t)r->ordinal);
+    put_u64(p + 16, r->key[0]);
+    put_u64(p + 24, r->key[1]);
+    put_u32(p + 32, dial);
+    put_f64(p + 36, r->target);
+    put_f64(p + 44, r->offset);
+    put_f64(p + 52, r->slope);
+    put_f64(p + 60, r->account);
+    return STATE_BYTES;
+}
+
+enum status journal_unpack_state(struct journal_state *out, const void *buf, size_t bytes)
+{
+    const unsigned char *p = buf;
+    if (bytes != STATE_BYTES) {
+        FAIL(ST_FORMAT, "journal: a controller state of %zu bytes; expected %d", bytes,
+             STATE_BYTES);
+    }
+    uint32_t dial = get_u32(p + 32);
+    memcpy(&out->dial, &dial, sizeof dial);
+    out->lease = (int64_t)get_u64(p);
+    out->ordinal = (int64_t)get_u64(p + 8);
+    out->key[0] = get_u64(p + 16);
+    out->key[1] = get_u64(p + 24);
+    out->target = get_f64(p + 36);
+    out->offset = get_f64(p + 44);
+    out->slope = get_f64(p + 52);
+    out->account = get_f64(p + 60);
+    if (out->lease < 0 || !(out->dial >= 0 && out->dial <= 1)) {
+        FAIL(ST_FORMAT, "journal: a controller state of lease %lld with dial %g; expected 0 to 1",
+             (long long)out->lease, (double)out->dial);
+    }
+    return ST_OK;
 }

@@ -13,14 +13,26 @@
 #include "dist/watchdog.h"
 
 /* Client to owner: TAG_REQUEST (empty), TAG_RECORD (struct record_head, packed record), TAG_LEAVE
- * (empty, the last one). Owner to client: TAG_ANSWER (struct answer), one for every request;
- * TAG_STOP (empty), exactly one for every client: when the run begins to stop, or else when the
- * client leaves. A client waits for it, so that no message is ever left over and none is awaited in
- * vain. Records are sent with the synchronous mode: the send ends only when the owner has matched
- * it, so no acknowledgement is needed. All ranks are one executable, so structs travel as bytes. */
-enum { TAG_REQUEST = 1, TAG_RECORD = 2, TAG_ANSWER = 3, TAG_LEAVE = 4, TAG_STOP = 5 };
+ * (empty, the last one), TAG_ALIVE (empty). Owner to client: TAG_ANSWER (struct answer), one for
+ * every request; TAG_STOP (empty), exactly one for every client: when the run begins to stop, or
+ * else when the client leaves. A client waits for it, so that no message is ever left over and none
+ * is awaited in vain. Records are sent with the synchronous mode: the send ends only when the owner
+ * has matched it, so no acknowledgement is needed. All ranks are one executable, so structs travel
+ * as bytes. */
+enum {
+    TAG_REQUEST = 1,
+    TAG_RECORD = 2,
+    TAG_ANSWER = 3,
+    TAG_LEAVE = 4,
+    TAG_STOP = 5,
+    TAG_ALIVE = 6
+};
 
-static const long IDLE_NS = 200 * 1000;
+static const long IDLE_NS = 200 * 1000, IDLE_OWN_NS = 20 * 1000;
+/* A replica that has said nothing else for this part of the time-out, or so long, says that it
+ * lives; the owner waits a little longer than the time-out, so that a replica whose own watchdog
+ * knows more speaks first. */
+static const double ALIVE_PART = 0.25, ALIVE_S = 10, PATIENCE = 1.5;
 
 struct record_head {
     int64_t ordinal;
@@ -44,7 +56,9 @@ struct peer {
     size_t recv_bytes;
     unsigned char *record; /* (record_bytes) owned */
     struct answer answer;
-    bool told; /* TAG_STOP is sent */
+    double heard_s; /* clock_s of its last message */
+    bool waiting;   /* for an answer to its request */
+    bool told;      /* TAG_STOP is sent */
     bool left;
 };
 
@@ -55,15 +69,16 @@ struct lease_owner {
     int32_t *by_ordinal;               /* (n) owned: indices into items, ascending ordinals */
     unsigned char *states;             /* (n) owned: enum item_state */
     int32_t *holders;                  /* (n) owned: replica */
-    struct peer *peers;                /* (n_replicas) owned; [0] is not used */
+    struct peer *peers;                /* (n_replicas) owned; [0] is not used if rank 0 decodes */
     int64_t n, n_given, n_done, n_own; /* n_own: given to replica 0, not done */
     int32_t epoch, n_left, n_receiving;
     bool own_left;        /* rank 0's own client */
     double deadline_s;    /* of clock_s; 0: none */
     const char *stopping; /* why; NULL: it is not. Static text */
     size_t record_bytes;  /* head and packed record */
-    lease_done_fn *done;
-    void *ctx;
+    struct lease_hooks hooks;
+    double timeout_s, looked_s; /* looked_s: clock_s of the last look at who is silent */
+    int32_t first_peer;         /* 1 if rank 0 decodes, else 0 */
 };
 
 struct lease_client {
@@ -72,14 +87,15 @@ struct lease_client {
     unsigned char *record;     /* (record_bytes) owned */
     size_t record_bytes;
     double timeout_s;
-    MPI_Request request, reply, send, stop;
+    MPI_Request request, reply, send, stop, alive;
+    double said_s; /* clock_s of the last message to the owner */
     struct answer answer;
     bool asked, none_left, stopped;
 };
 
-static void idle(void)
+static void idle(long ns)
 {
-    struct timespec t = {.tv_nsec = IDLE_NS};
+    struct timespec t = {.tv_nsec = ns};
     nanosleep(&t, NULL);
 }
 
@@ -95,16 +111,22 @@ static enum status check_record_bytes(size_t *out, size_t max_record_bytes)
     return ST_OK;
 }
 
+static int in_fixed_order(const void *pa, const void *pb)
+{
+    const struct lease_item *a = pa, *b = pb;
+    if (a->cost != b->cost) {
+        return a->cost > b->cost ? -1 : 1;
+    }
+    return (a->ordinal > b->ordinal) - (a->ordinal < b->ordinal);
+}
+
 static int in_turn(const void *pa, const void *pb)
 {
     const struct lease_item *a = pa, *b = pb;
     if ((a->alone != 0) != (b->alone != 0)) {
         return a->alone ? 1 : -1;
     }
-    if (a->cost != b->cost) {
-        return a->cost > b->cost ? -1 : 1;
-    }
-    return (a->ordinal > b->ordinal) - (a->ordinal < b->ordinal);
+    return in_fixed_order(pa, pb);
 }
 
 /* Sorting needs items and indices together; this pair is sorted, then taken apart. */
@@ -149,12 +171,12 @@ static enum status owner_allocate(struct lease_owner *o, const struct lease_item
     for (int r = 0; r < o->env->n_replicas; r++) {
         o->peers[r].recv = o->peers[r].send = o->peers[r].stop = MPI_REQUEST_NULL;
     }
-    for (int r = 1; r < o->env->n_replicas; r++) {
+    for (int r = o->first_peer; r < o->env->n_replicas; r++) {
         TRY(MEM_NEW(&o->peers[r].record, o->record_bytes));
     }
     if (o->n > 0) {
         memcpy(o->items, items, (size_t)o->n * sizeof *items);
-        qsort(o->items, (size_t)o->n, sizeof *o->items, in_turn);
+        qsort(o->items, (size_t)o->n, sizeof *o->items, o->hooks.dial ? in_fixed_order : in_turn);
         TRY(index_items(o));
     }
     return journal_reserve(o->journal, o->record_bytes);
@@ -162,7 +184,7 @@ static enum status owner_allocate(struct lease_owner *o, const struct lease_item
 
 enum status lease_owner_create(struct lease_owner **out, struct env *env, struct journal *journal,
                                const struct lease_item *items, int64_t n, int32_t epoch,
-                               size_t max_record_bytes, lease_done_fn *done, void *ctx)
+                               size_t max_record_bytes, const struct lease_hooks *hooks)
 {
     INVARIANT(env->rank == 0 && env->n_replicas > 0);
     if (n < 0 || n > INT32_MAX) {
@@ -175,8 +197,9 @@ enum status lease_owner_create(struct lease_owner **out, struct env *env, struct
     o->journal = journal;
     o->n = n;
     o->epoch = epoch;
-    o->done = done;
-    o->ctx = ctx;
+    o->hooks = hooks ? *hooks : (struct lease_hooks){0};
+    o->first_peer = 1 - env->n_service;
+    o->own_left = env->n_service > 0;
     TRY_GOTO(st, check_record_bytes(&o->record_bytes, max_record_bytes), failed);
     TRY_GOTO(st, owner_allocate(o, items), failed);
     *out = o;
@@ -221,6 +244,11 @@ void lease_owner_set_deadline(struct lease_owner *owner, double seconds)
     owner->deadline_s = seconds > 0 ? clock_s() + seconds : 0;
 }
 
+void lease_owner_set_timeout(struct lease_owner *owner, double seconds)
+{
+    owner->timeout_s = seconds;
+}
+
 const char *lease_owner_stopping(const struct lease_owner *owner)
 {
     return owner->n_done < owner->n ? owner->stopping : NULL;
@@ -231,11 +259,13 @@ static enum status tell_stop(struct lease_owner *o, int32_t replica)
     struct peer *p = &o->peers[replica];
     if (!p->told) {
         p->told = true;
-        TRY_MPI(MPI_Isend(NULL, 0, MPI_BYTE, replica * o->env->tensor_size, TAG_STOP,
+        TRY_MPI(MPI_Isend(NULL, 0, MPI_BYTE, env_first_rank(o->env, replica), TAG_STOP,
                           o->env->lease_comm, &p->stop));
     }
     return ST_OK;
 }
+
+static enum status answer_waiting(struct lease_owner *o);
 
 /* A wish to stop that comes when all is done changes nothing: the run ends as it would have. */
 static enum status look_for_stop(struct lease_owner *o)
@@ -250,21 +280,30 @@ static enum status look_for_stop(struct lease_owner *o)
     } else {
         return ST_OK;
     }
-    for (int r = 1; r < o->env->n_replicas; r++) {
+    for (int r = o->first_peer; r < o->env->n_replicas; r++) {
         TRY(tell_stop(o, r));
     }
-    return ST_OK;
+    return answer_waiting(o);
 }
 
-/* The next prompt for a replica, its start journalled; false: none is left, or none is given. */
-static enum status give_item(struct lease_owner *o, int32_t replica, bool *granted,
+/* The next prompt for a replica, its start journalled. LEASE_NONE_LEFT: none is left, or none is
+ * given any more; LEASE_WAIT: its dial is not yet known. */
+static enum status give_item(struct lease_owner *o, int32_t replica, enum lease_state *state,
                              struct lease_item *item)
 {
-    *granted = o->n_given < o->n && !o->stopping;
-    if (!*granted) {
+    *state = LEASE_NONE_LEFT;
+    if (o->n_given == o->n || o->stopping) {
         return ST_OK;
     }
-    const struct lease_item *next = &o->items[o->n_given];
+    struct lease_item *next = &o->items[o->n_given];
+    if (o->hooks.dial) {
+        bool known = false;
+        TRY(o->hooks.dial(o->hooks.ctx, next, &known, &next->dial));
+        if (!known) {
+            *state = LEASE_WAIT;
+            return ST_OK;
+        }
+    }
     struct journal_start start = {.ordinal = next->ordinal,
                                   .key = {next->key[0], next->key[1]},
                                   .attempt = next->attempt,
@@ -278,6 +317,7 @@ static enum status give_item(struct lease_owner *o, int32_t replica, bool *grant
     o->n_given++;
     o->n_own += replica == 0;
     *item = *next;
+    *state = LEASE_GRANTED;
     return ST_OK;
 }
 
@@ -323,23 +363,38 @@ static enum status take_record(struct lease_owner *o, int32_t replica, const uns
     o->states[i] = ITEM_DONE;
     o->n_done++;
     o->n_own -= replica == 0;
-    if (o->done) {
-        o->done(o->ctx, o->n_done, o->n);
+    if (o->hooks.done) {
+        TRY(o->hooks.done(o->hooks.ctx, o->n_done, o->n, head.ordinal, message + sizeof head,
+                          (size_t)head.bytes));
     }
-    return ST_OK;
+    return answer_waiting(o);
 }
 
 static enum status answer_request(struct lease_owner *o, int32_t replica)
 {
     struct peer *p = &o->peers[replica];
+    enum lease_state state = LEASE_WAIT;
+    struct lease_item item = {0};
+    TRY(give_item(o, replica, &state, &item));
+    p->waiting = state == LEASE_WAIT;
+    if (p->waiting) {
+        return ST_OK;
+    }
     // the replica asks again only when it has the last answer, so this does not wait
     TRY_MPI(MPI_Wait(&p->send, MPI_STATUS_IGNORE));
-    bool granted = false;
-    p->answer = (struct answer){0};
-    TRY(give_item(o, replica, &granted, &p->answer.item));
-    p->answer.granted = granted;
-    TRY_MPI(MPI_Isend(&p->answer, (int)sizeof p->answer, MPI_BYTE, replica * o->env->tensor_size,
+    p->answer = (struct answer){.granted = state == LEASE_GRANTED, .item = item};
+    TRY_MPI(MPI_Isend(&p->answer, (int)sizeof p->answer, MPI_BYTE, env_first_rank(o->env, replica),
                       TAG_ANSWER, o->env->lease_comm, &p->send));
+    return ST_OK;
+}
+
+static enum status answer_waiting(struct lease_owner *o)
+{
+    for (int r = o->first_peer; r < o->env->n_replicas; r++) {
+        if (o->peers[r].waiting) {
+            TRY(answer_request(o, r));
+        }
+    }
     return ST_OK;
 }
 
@@ -347,10 +402,15 @@ static enum status serve_message(struct lease_owner *o, MPI_Message *message,
                                  const MPI_Status *probed)
 {
     int bytes = 0, source = probed->MPI_SOURCE;
-    int32_t replica = source / o->env->tensor_size;
+    int32_t replica = (source - o->env->n_service) / o->env->tensor_size;
     TRY_MPI(MPI_Get_count(probed, MPI_BYTE, &bytes));
-    INVARIANT(replica > 0 && source % o->env->tensor_size == 0);
+    INVARIANT(replica >= o->first_peer && source == env_first_rank(o->env, replica));
     struct peer *p = &o->peers[replica];
+    p->heard_s = clock_s();
+    if (probed->MPI_TAG == TAG_ALIVE && bytes == 0) {
+        TRY_MPI(MPI_Mrecv(NULL, 0, MPI_BYTE, message, MPI_STATUS_IGNORE));
+        return ST_OK;
+    }
     if (probed->MPI_TAG == TAG_REQUEST && bytes == 0) {
         TRY_MPI(MPI_Mrecv(NULL, 0, MPI_BYTE, message, MPI_STATUS_IGNORE));
         return answer_request(o, replica);
@@ -382,7 +442,7 @@ static enum status serve_message(struct lease_owner *o, MPI_Message *message,
 
 static enum status take_arrived(struct lease_owner *o, bool *any)
 {
-    for (int r = 1; r < o->env->n_replicas && o->n_receiving > 0; r++) {
+    for (int r = o->first_peer; r < o->env->n_replicas && o->n_receiving > 0; r++) {
         struct peer *p = &o->peers[r];
         int here = 0;
         if (p->recv == MPI_REQUEST_NULL) {
@@ -398,11 +458,36 @@ static enum status take_arrived(struct lease_owner *o, bool *any)
     return ST_OK;
 }
 
+/* All that was sent has been looked at: is anybody silent? */
+static enum status look_for_silence(struct lease_owner *o)
+{
+    double now = clock_s();
+    if (o->timeout_s <= 0 || now - o->looked_s < o->timeout_s / 10) {
+        return ST_OK;
+    }
+    bool first = o->looked_s <= 0; // the loop begins
+    o->looked_s = now;
+    for (int r = o->first_peer; r < o->env->n_replicas; r++) {
+        struct peer *p = &o->peers[r];
+        p->heard_s = first ? now : p->heard_s;
+        if (!p->left && p->recv == MPI_REQUEST_NULL && now - p->heard_s > PATIENCE * o->timeout_s) {
+            FAIL(ST_TIMEOUT,
+                 "replica %d (rank %d) has not answered for %.0f s: is it stopped, or its node "
+                 "overloaded? The same command resumes (parallel.timeout_s = %.0f s)",
+                 r, env_first_rank(o->env, r), now - p->heard_s, o->timeout_s);
+        }
+    }
+    return ST_OK;
+}
+
 static enum status serve_waiting(struct lease_owner *o, bool *any)
 {
     *any = false;
     TRY(look_for_stop(o));
-    if (o->env->n_replicas == 1) {
+    if (o->hooks.poll) {
+        TRY(o->hooks.poll(o->hooks.ctx, any));
+    }
+    if (o->env->n_replicas == o->first_peer) {
         return ST_OK;
     }
     // records first: a replica may have the next one ready, and its buffer must be free by then
@@ -414,7 +499,7 @@ static enum status serve_waiting(struct lease_owner *o, bool *any)
         TRY_MPI(MPI_Improbe(MPI_ANY_SOURCE, MPI_ANY_TAG, o->env->lease_comm, &waiting, &message,
                             &probed));
         if (!waiting) {
-            return ST_OK;
+            return look_for_silence(o);
         }
         *any = true;
         TRY(serve_message(o, &message, &probed));
@@ -432,14 +517,14 @@ enum status lease_owner_serve(struct lease_owner *owner)
 {
     struct lease_owner *o = owner;
     INVARIANT(o->own_left);
-    while (o->n_left < o->env->n_replicas - 1 || o->n_receiving > 0) {
+    while (o->n_left < o->env->n_replicas - o->first_peer || o->n_receiving > 0) {
         bool any = false;
         TRY(serve_waiting(o, &any));
         if (!any) {
-            idle();
+            idle(o->first_peer == 0 ? IDLE_OWN_NS : IDLE_NS);
         }
     }
-    for (int r = 1; r < o->env->n_replicas; r++) {
+    for (int r = o->first_peer; r < o->env->n_replicas; r++) {
         TRY_MPI(MPI_Wait(&o->peers[r].send, MPI_STATUS_IGNORE));
         TRY_MPI(MPI_Wait(&o->peers[r].stop, MPI_STATUS_IGNORE));
     }
@@ -456,14 +541,15 @@ enum status lease_client_create(struct lease_client **out, struct env *env,
                                 struct lease_owner *owner, size_t max_record_bytes,
                                 double timeout_s)
 {
-    INVARIANT(env->tensor_rank == 0 && (env->rank == 0) == (owner != NULL));
+    INVARIANT(env->replica >= 0 && env->tensor_rank == 0 && (env->rank == 0) == (owner != NULL));
     struct lease_client *c = NULL;
     enum status st = ST_OK;
     TRY(MEM_NEW(&c, 1));
     c->env = env;
     c->owner = owner;
     c->timeout_s = timeout_s;
-    c->request = c->reply = c->send = c->stop = MPI_REQUEST_NULL;
+    c->request = c->reply = c->send = c->stop = c->alive = MPI_REQUEST_NULL;
+    c->said_s = clock_s();
     TRY_GOTO(st, check_record_bytes(&c->record_bytes, max_record_bytes), failed);
     TRY_GOTO(st, MEM_NEW(&c->record, c->record_bytes), failed);
     if (timeout_s > 0) {
@@ -490,6 +576,7 @@ void lease_client_destroy(struct lease_client **client)
     drop_request(&c->reply);
     drop_request(&c->send);
     drop_request(&c->stop);
+    drop_request(&c->alive);
     mem_free(c->record);
     mem_free(c);
     *client = NULL;
@@ -503,6 +590,24 @@ static enum status ask(struct lease_client *c)
                       c->env->lease_comm, &c->reply));
     TRY_MPI(MPI_Isend(NULL, 0, MPI_BYTE, 0, TAG_REQUEST, c->env->lease_comm, &c->request));
     c->asked = true;
+    c->said_s = clock_s();
+    return ST_OK;
+}
+
+/* Now and then, when nothing else was said. */
+static enum status say_alive(struct lease_client *c)
+{
+    double now = clock_s();
+    double every = c->timeout_s * ALIVE_PART < ALIVE_S ? c->timeout_s * ALIVE_PART : ALIVE_S;
+    int gone = 0;
+    if (c->timeout_s <= 0 || now - c->said_s < every) {
+        return ST_OK;
+    }
+    TRY_MPI(MPI_Test(&c->alive, &gone, MPI_STATUS_IGNORE));
+    if (gone) {
+        TRY_MPI(MPI_Isend(NULL, 0, MPI_BYTE, 0, TAG_ALIVE, c->env->lease_comm, &c->alive));
+        c->said_s = now;
+    }
     return ST_OK;
 }
 
@@ -518,6 +623,9 @@ enum status lease_client_progress(struct lease_client *client, bool *stop)
         TRY_MPI(MPI_Test(&c->stop, &here, MPI_STATUS_IGNORE));
         c->stopped = here != 0;
     }
+    if (!c->owner) {
+        TRY(say_alive(c));
+    }
     *stop = c->stopped;
     return ST_OK;
 }
@@ -526,14 +634,14 @@ enum status lease_client_poll(struct lease_client *client, enum lease_state *sta
                               struct lease_item *item)
 {
     struct lease_client *c = client;
-    bool stop = false, granted = false;
+    bool stop = false;
     TRY(lease_client_progress(c, &stop));
     *state = stop ? LEASE_STOP : LEASE_NONE_LEFT;
     if (stop || c->none_left) {
         return ST_OK;
     }
     if (c->owner) {
-        TRY(give_item(c->owner, 0, &granted, item));
+        TRY(give_item(c->owner, 0, state, item));
     } else {
         if (!c->asked) {
             TRY(ask(c));
@@ -545,13 +653,12 @@ enum status lease_client_poll(struct lease_client *client, enum lease_state *sta
             return ST_OK;
         }
         c->asked = false;
-        granted = c->answer.granted != 0;
-        if (granted) {
+        *state = c->answer.granted ? LEASE_GRANTED : LEASE_NONE_LEFT;
+        if (c->answer.granted) {
             *item = c->answer.item;
         }
     }
-    c->none_left = !granted;
-    *state = granted ? LEASE_GRANTED : LEASE_NONE_LEFT;
+    c->none_left = *state == LEASE_NONE_LEFT;
     return ST_OK;
 }
 
@@ -567,7 +674,7 @@ static enum status wait_for(struct lease_client *c, MPI_Request *request, const 
             TRY_MPI(rc);
         }
         if (!done) {
-            idle();
+            idle(IDLE_NS);
         }
     }
     watchdog_leave();
@@ -588,6 +695,7 @@ enum status lease_client_leave(struct lease_client *client)
     TRY_MPI(MPI_Isend(NULL, 0, MPI_BYTE, 0, TAG_LEAVE, c->env->lease_comm, &c->send));
     TRY(wait_for(c, &c->send, "telling rank 0 that this replica leaves"));
     TRY(wait_for(c, &c->request, "telling rank 0 that this replica leaves"));
+    TRY(wait_for(c, &c->alive, "telling rank 0 that this replica leaves"));
     return wait_for(c, &c->stop, "waiting for rank 0 to let this replica leave");
 }
 

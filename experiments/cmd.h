@@ -11,12 +11,15 @@
 /* One rank. */
 MUST_CHECK enum status cmd_inspect(int argc, char **argv);
 MUST_CHECK enum status cmd_help_config(int argc, char **argv);
+MUST_CHECK enum status cmd_export(int argc, char **argv);
 /* All ranks of the world together; every rank succeeds or fails. */
 MUST_CHECK enum status cmd_quantize(struct env *env, int argc, char **argv);
 MUST_CHECK enum status cmd_run(struct env *env, int argc, char **argv);
 MUST_CHECK enum status cmd_generate(struct env *env, int argc, char **argv);
 MUST_CHECK enum status cmd_perplexity(struct env *env, int argc, char **argv);
 MUST_CHECK enum status cmd_tune(struct env *env, int argc, char **argv);
+MUST_CHECK enum status cmd_dataset(struct env *env, int argc, char **argv);
+MUST_CHECK enum status cmd_train(struct env *env, int argc, char **argv);
 MUST_CHECK enum status cmd_logits(struct env *env, int argc, char **argv);
 MUST_CHECK enum status cmd_bench(struct env *env, int argc, char **argv);
 

@@ -130,7 +130,7 @@ static enum status generate(struct engine *e, struct policy *policy, const struc
     TRY_GOTO(st,
              session_create(&session, e->dec, &e->coll, policy, &e->levels, &e->source.config, &o),
              done);
-    TRY_GOTO(st, session_start(session, prompt, 0, key, 1), done);
+    TRY_GOTO(st, session_start(session, prompt, 0, key, 1, policy->dial), done);
     while (session_n_active(session) > 0) {
         TRY_GOTO(st, session_advance(session), done);
     }
@@ -239,7 +239,10 @@ enum status cmd_generate(struct env *env, int argc, char **argv)
     if (st == ST_OK) {
         st = env_agree(env, prepare(&e, &a.settings, &tok, &prompt, prompt_text, &policy));
     }
-    st = st ? st : engine_load(&e, &a.settings, policy.ops->adds_tokens);
+    if (st == ST_OK) {
+        e.policy_signals = policy.ops->needs;
+        st = engine_load(&e, &a.settings, policy.ops->adds_tokens);
+    }
     if (st == ST_OK) {
         st = generate(&e, &policy, &a.settings, tok, &prompt, ids, a.json);
         st = engine_loop_end(env, st);

@@ -1,4 +1,5 @@
-/* pmpd inspect: what a model folder, a nested model, a run file or a run directory holds.
+/* pmpd inspect: what a model folder, a nested model, a run file or directory, a dataset or a
+ * classifier holds.
  * SPDX-License-Identifier: Apache-2.0
  */
 #include <jansson.h>
@@ -12,11 +13,13 @@
 #include "core/weights.h"
 #include "experiments/cmd.h"
 #include "experiments/inspect_journal.h"
+#include "experiments/inspect_learn.h"
 
 static const char usage[] =
     "usage: pmpd inspect PATH [--json]\n"
-    "PATH is a model folder (plain or nested), a run file (run.h5) or a run directory (then also\n"
-    "what its journal says: starts, finished and failed prompts, suspects).\n"
+    "PATH is a model folder (plain or nested), a run file (run.h5), a run directory (then also "
+    "what\n"
+    "its journal says: starts, finished and failed prompts, suspects), a dataset or a classifier.\n"
     "Prints contents, sizes, bits and digest. Examples:\n"
     "  pmpd inspect experiments/tiny\n"
     "  pmpd inspect results/run/run.h5 --json\n";
@@ -179,9 +182,14 @@ done:
     return st;
 }
 
-static enum status inspect_run(const char *path, bool as_json)
+static enum status inspect_file(const char *path, bool as_json)
 {
     char *text = NULL;
+    bool known = false;
+    enum status st = inspect_learn(path, as_json, &known);
+    if (known) {
+        return st;
+    }
     TRY(runfile_describe(&text, path, as_json));
     printf("%s\n", text);
     mem_free(text);
@@ -246,7 +254,7 @@ enum status cmd_inspect(int argc, char **argv)
         FAIL(ST_IO, "cannot read %s: %m", path);
     }
     if (!S_ISDIR(st.st_mode)) {
-        return inspect_run(path, as_json);
+        return inspect_file(path, as_json);
     }
     if (exists(path, "config.json")) {
         return inspect_model(path, as_json);

@@ -24,7 +24,8 @@ static const char usage[] =
     "  journal.bin      every finished prompt, durable at once; the same command again resumes\n"
     "  run.h5           provenance, prompts, steps, passes, plans, metrics (HDF5)\n"
     "  answers.jsonl    the answers' text, one line per prompt\n"
-    "N ranks are N / parallel.tensor_ranks replicas; each holds the model once.\n"
+    "N ranks are N / parallel.tensor_ranks replicas; each holds the model once. With service.rank\n"
+    "= own rank 0 decodes nothing and the others do: start one rank more.\n"
     "  --set key=value  overrides a setting; pmpd help-config lists all keys\n"
     "  --json           print the closing table as JSON\n"
     "  --replay RUN.h5  repeat a recorded run: its settings (paths in them start at the working\n"
@@ -60,10 +61,12 @@ struct run {
     struct session_options options;
     size_t max_record_bytes;
     struct session *session;
-    struct lease_client *client; /* first rank of a replica */
-    struct run_owner owner;      /* rank 0 ... */
-    struct replay *replay;       /* ... NULL without --replay */
-    bool is_told;                /* ... whose journal has been told how this start failed */
+    struct lease_client *client;    /* first rank of a replica ... */
+    struct service_client *service; /* ... where the policy is asked at the service */
+    struct planner_remote remote;
+    struct run_owner owner; /* rank 0 ... */
+    struct replay *replay;  /* ... NULL without --replay */
+    bool is_told;           /* ... whose journal has been told how this start failed */
 };
 
 /* ---- settings ---- */
@@ -157,6 +160,7 @@ static enum status read_inputs(struct run *r)
     TRY(prompts_read(&r->prompts, s->prompts.path, s->prompts.split, s->prompts.limit));
     if (r->env->rank == 0) {
         TRY(checkpoint_digest(r->e.source.ckpt, s->model.path, r->owner.digest));
+        r->e.levels.model_digest = r->owner.digest;
     }
     if (r->replay) {
         TRY(replay_check_digests(r->replay, r->owner.digest, r->prompts.digest));
@@ -168,6 +172,8 @@ static enum status read_inputs(struct run *r)
     }
     TRY(registry_open_policy(&r->policy, s, &r->e.levels));
     r->e.policy_adds_tokens = r->policy.ops->adds_tokens;
+    r->e.policy_signals =
+        r->policy.ops->needs | (s->output.signals ? SIGNAL_HIDDEN | SIGNAL_KV_NORMS : 0);
     return ST_OK;
 }
 
@@ -188,8 +194,10 @@ static enum status set_options(struct run *r)
                                           .stop_at_eos = s->decode.stop_at_eos,
                                           .temperature = (float)s->decode.temperature,
                                           .seed = (uint64_t)s->decode.seed,
+                                          .lag = s->service.lag,
                                           .replica = r->env->replica,
                                           .kv_features = s->output.kv_features,
+                                          .signals = s->output.signals,
                                           .on_finished = on_finished,
                                           .ctx = r};
     for (int32_t i = 0; i < r->prompts.n; i++) {
@@ -226,7 +234,7 @@ static enum status agree_to_stop(struct run *r)
 
 /* The journal comes before the weights: what is broken is found before minutes are spent, and a
  * start that dies while it loads has been counted. */
-static enum status open_run(struct run *r, int64_t *n_left)
+static enum status open_run(struct run *r, int64_t *n_left, bool *needs_costs)
 {
     const struct settings *s = &r->settings;
     TRY(engine_open(&r->e, r->env, s));
@@ -239,23 +247,89 @@ static enum status open_run(struct run *r, int64_t *n_left)
         st = run_owner_open(&r->owner, &r->e, s, &r->prompts, &r->policy, r->replay, r->retry);
     }
     TRY(env_agree(r->env, st));
-    int64_t news[] = {r->owner.n_left, r->owner.resume.n_epochs};
-    TRY_MPI(MPI_Bcast(news, 2, MPI_INT64_T, 0, r->env->world));
+    int64_t news[] = {r->owner.n_left, r->owner.resume.n_epochs,
+                      r->owner.has_budget && !r->owner.has_costs};
+    TRY_MPI(MPI_Bcast(news, 3, MPI_INT64_T, 0, r->env->world));
     *n_left = news[0];
+    *needs_costs = news[2] != 0;
     r->options.epoch = (int32_t)news[1];
     return lifeline_open(r->env, on_fault, suspects, r);
 }
 
-static enum status load(struct run *r)
+static enum status measure_costs(struct run *r)
+{
+    struct cost_table costs;
+    enum status st = ST_OK;
+    TRY(cost_table_measure(&costs, &r->e, &r->settings));
+    if (r->env->rank == 0) {
+        st = run_owner_set_costs(&r->owner, &costs, &r->e, &r->settings, &r->prompts, &r->policy);
+    }
+    return env_agree(r->env, st);
+}
+
+/* What a request of the policy may hold. */
+static enum status size_requests(const struct run *r, struct service_options *o)
+{
+    const struct model_config *c = &r->e.source.config;
+    uint32_t needs = r->policy.ops->needs;
+    size_t heads = needs & SIGNAL_KV_HEADS      ? (size_t)c->n_kv_heads
+                   : needs & SIGNAL_KV_FEATURES ? 1
+                                                : 0;
+    TRY(mem_mul(&o->max_feature_floats, 2 * heads * (size_t)c->head_dim, (size_t)r->e.context));
+    if (needs & SIGNAL_ACTIVATION) {
+        o->n_activation_floats = 2 * (size_t)c->n_layers * M_N_ROLES;
+    }
+    for (int32_t i = 0; i < r->prompts.n; i++) {
+        const struct prompt *p = &r->prompts.prompt[i];
+        size_t n = (p->task ? strlen(p->task) : 0) + (p->id ? strlen(p->id) : 0);
+        o->max_text_bytes = n > o->max_text_bytes ? n : o->max_text_bytes;
+    }
+    return ST_OK;
+}
+
+/* Where the policy's requests are gathered: the service on rank 0, a client in each replica. */
+static enum status open_service(struct run *r)
 {
     const struct settings *s = &r->settings;
+    struct service_options o = {.n_clients = r->env->n_replicas,
+                                .n_slots = s->decode.slots,
+                                .n_levels = r->e.levels.n,
+                                .max_new_tokens = s->decode.max_new_tokens,
+                                .lag = s->service.lag,
+                                .timeout_s = s->parallel.timeout_s};
+    if (!r->policy.ops->answer) {
+        return ST_OK;
+    }
+    TRY(size_requests(r, &o));
+    if (r->env->rank == 0) {
+        TRY(service_create(&r->owner.service, r->env, &r->policy, &o));
+    }
+    if (r->env->replica >= 0 && r->env->tensor_rank == 0) {
+        TRY(service_client_create(&r->service, r->env, r->owner.service, r->env->replica, &o,
+                                  r->policy.ops->state_bytes));
+        r->remote = service_client_remote(r->service);
+        r->options.remote = &r->remote;
+    }
+    return ST_OK;
+}
+
+static enum status load(struct run *r, bool needs_costs)
+{
+    const struct settings *s = &r->settings;
+    bool decodes = r->env->replica >= 0;
     TRY(engine_load(&r->e, s, r->policy.ops->adds_tokens));
-    enum status st = session_create(&r->session, r->e.dec, &r->e.coll, &r->policy, &r->e.levels,
-                                    &r->e.source.config, &r->options);
+    if (needs_costs) {
+        TRY(measure_costs(r));
+    }
+    enum status st = open_service(r);
+    if (st == ST_OK && decodes) {
+        st = session_create(&r->session, r->e.dec, &r->e.coll, &r->policy, &r->e.levels,
+                            &r->e.source.config, &r->options);
+    }
     if (st == ST_OK && r->env->rank == 0) {
         st = run_owner_lease(&r->owner, r->env, s, &r->prompts, r->max_record_bytes);
     }
-    if (st == ST_OK && r->env->tensor_rank == 0) {
+    if (st == ST_OK && decodes && r->env->tensor_rank == 0) {
         st = lease_client_create(&r->client, r->env, r->owner.leases, r->max_record_bytes,
                                  s->parallel.timeout_s);
     }
@@ -268,8 +342,11 @@ static enum status load(struct run *r)
 static enum status decode(struct run *r)
 {
     struct lease_owner *leases = r->owner.leases;
-    enum status st =
-        replica_run(&r->e, r->session, &r->prompts, r->settings.decode.slots, leases, r->client);
+    enum status st = ST_OK;
+    if (r->env->replica >= 0) {
+        st = replica_run(&r->e, r->session, &r->prompts, r->settings.decode.slots, leases,
+                         r->client, r->service);
+    }
     if (st == ST_OK && leases) {
         st = lease_owner_serve(leases);
     }
@@ -288,10 +365,11 @@ static enum status decode(struct run *r)
 static enum status run(struct run *r)
 {
     int64_t n_left = 0;
-    TRY(open_run(r, &n_left));
+    bool needs_costs = false;
+    TRY(open_run(r, &n_left, &needs_costs));
     if (n_left > 0) {
         TRY(agree_to_stop(r));
-        TRY(load(r));
+        TRY(load(r, needs_costs));
         TRY(agree_to_stop(r));
         TRY(decode(r));
     }
@@ -328,6 +406,7 @@ static void close_run(struct run *r)
 {
     lifeline_close();
     lease_client_destroy(&r->client);
+    service_client_destroy(&r->service);
     run_owner_close(&r->owner);
     replay_close(&r->replay);
     session_destroy(&r->session);

@@ -37,7 +37,12 @@ static enum status open_backend(struct engine *e, const struct settings *s, int 
     struct backend_options bo = {
         .n_threads = n_threads, .device = local_rank, .isa = s->backend.isa};
     kernels_register_all();
+    if (e->env->replica < 0) {
+        return ST_OK;
+    }
     TRY(backend_open(&e->be, s->backend.name, &bo));
+    snprintf(e->backend, sizeof e->backend, "%s", e->be.ops->name);
+    snprintf(e->arithmetic, sizeof e->arithmetic, "%s", e->be.ops->arithmetic(&e->be));
     if (strcmp(s->kv.format, "auto") == 0) {
         e->kv_dtype = backend_is_host(&e->be) && !e->source.config.nested ? DT_F32 : DT_F16;
     } else {
@@ -46,10 +51,38 @@ static enum status open_backend(struct engine *e, const struct settings *s, int 
     return ST_OK;
 }
 
+/* The ranks that decode must compute in one way; a service learns from the first of them how. */
+static enum status agree_arithmetic(struct engine *e)
+{
+    struct {
+        char backend[sizeof e->backend], arithmetic[sizeof e->arithmetic];
+        int32_t kv_dtype;
+    } first = {.kv_dtype = (int32_t)e->kv_dtype};
+    struct env *env = e->env;
+    memcpy(first.backend, e->backend, sizeof first.backend);
+    memcpy(first.arithmetic, e->arithmetic, sizeof first.arithmetic);
+    TRY_MPI(MPI_Bcast(&first, (int)sizeof first, MPI_BYTE, env->n_service, env->world));
+    if (env->replica < 0) {
+        memcpy(e->backend, first.backend, sizeof e->backend);
+        memcpy(e->arithmetic, first.arithmetic, sizeof e->arithmetic);
+        e->kv_dtype = (enum dtype)first.kv_dtype;
+    }
+    char text[sizeof e->backend + sizeof e->arithmetic + 1];
+    snprintf(text, sizeof text, "%s %s", e->backend, e->arithmetic);
+    TRY(env_agree_text(
+        env, "the arithmetic", text,
+        "a prompt's answer would depend on who decodes it; use nodes of one kind, or set "
+        "backend.isa to what all of them have"));
+    return env_agree_distinct(env, "the GPU", e->be.ops ? e->be.ops->device(&e->be) : "",
+                              "start one rank per GPU (mpirun --map-by ppr:N:node, or srun "
+                              "--ntasks-per-node=N --gpus-per-task=1)");
+}
+
 enum status engine_open(struct engine *e, struct env *env, const struct settings *settings)
 {
     int n_threads = 0, local_rank = 0;
     *e = (struct engine){.env = env};
+    env->n_service = strcmp(settings->service.rank, "own") == 0;
     TRY(env_grid(env, settings->parallel.tensor_ranks));
     TRY(env_default_threads(env, &n_threads));
     n_threads = settings->backend.threads ? settings->backend.threads
@@ -59,17 +92,9 @@ enum status engine_open(struct engine *e, struct env *env, const struct settings
     enum status st = open_model(e, settings);
     st = st ? st : open_backend(e, settings, n_threads, local_rank);
     TRY(env_agree(env, st));
-    TRY(env_check_threads(env, backend_is_host(&e->be) ? n_threads : 1));
-    char arithmetic[64];
-    snprintf(arithmetic, sizeof arithmetic, "%s %s", e->be.ops->name,
-             e->be.ops->arithmetic(&e->be));
-    TRY(env_agree_text(
-        env, "the arithmetic", arithmetic,
-        "a prompt's answer would depend on who decodes it; use nodes of one kind, or set "
-        "backend.isa to what all of them have"));
-    TRY(env_agree_distinct(env, "the GPU", e->be.ops->device(&e->be),
-                           "start one rank per GPU (mpirun --map-by ppr:N:node, or srun "
-                           "--ntasks-per-node=N --gpus-per-task=1)"));
+    bool uses_threads = e->be.ops && backend_is_host(&e->be);
+    TRY(env_check_threads(env, uses_threads ? n_threads : 1));
+    TRY(agree_arithmetic(e));
     size_t hint =
         (size_t)settings->decode.prefill_chunk * (size_t)e->source.config.hidden * sizeof(float);
     return env_agree(env, coll_mpi_open(&e->coll, env, settings->parallel.timeout_s, hint));
@@ -88,14 +113,18 @@ static int planes_needed(const struct level_table *levels)
 
 enum status engine_load(struct engine *e, const struct settings *settings, bool policy_adds_tokens)
 {
-    enum status st =
-        weights_load(&e->weights, &e->be, &e->source, &e->shard, planes_needed(&e->levels));
-    if (st == ST_OK) {
+    bool decodes = e->env->replica >= 0;
+    enum status st = ST_OK;
+    if (decodes) {
+        st = weights_load(&e->weights, &e->be, &e->source, &e->shard, planes_needed(&e->levels));
+    }
+    if (st == ST_OK && decodes) {
         struct decoder_options o = {.n_slots = settings->decode.slots,
                                     .max_tok = e->context,
                                     .prefill_chunk = settings->decode.prefill_chunk,
                                     .kv_dtype = e->kv_dtype,
                                     .adds_tokens = policy_adds_tokens,
+                                    .signals = e->policy_signals,
                                     .filter = {.top_k = settings->decode.top_k,
                                                .top_p = settings->decode.top_p,
                                                .min_p = settings->decode.min_p}};

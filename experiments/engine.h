@@ -1,6 +1,7 @@
 /* Wiring: settings -> grid -> backend -> weights -> decoder, for one replica. Two phases, since the
  * levels that a run uses must be known before weights are loaded: engine_open, then whoever knows
- * adds levels, then engine_load.
+ * adds levels, then engine_load. A scheduler service of its own (env->n_service) reads the model's
+ * description like the others, but has no backend, weights and decoder.
  * SPDX-License-Identifier: Apache-2.0
  */
 #ifndef PMPD_EXPERIMENTS_ENGINE_H
@@ -19,11 +20,14 @@ struct engine {
     struct model_source source;
     struct model_shard shard;
     struct level_table levels;
-    struct weights weights;
-    struct decoder *dec;
+    struct weights weights; /* not on a service's rank ... */
+    struct decoder *dec;    /* ... nor this */
+    char backend[32];       /* name and arithmetic of the backend of the ranks that decode */
+    char arithmetic[64];
     enum dtype kv_dtype;
     int32_t context;         /* tokens of a slot */
     bool policy_adds_tokens; /* for the provenance */
+    uint32_t policy_signals; /* what passes measure for the policy; set it before engine_load */
 };
 
 /* Reads the model's description, cuts the world into replicas of settings->parallel.tensor_ranks

@@ -72,8 +72,8 @@ void provenance_fill(struct provenance *p, const struct engine *e, const struct 
     add(p, "model_nested", "%s", c->nested ? c->method : "no");
     add(p, "prompts_path", "%s", s->prompts.path);
     add(p, "prompts_digest", "%s", prompts->digest);
-    add(p, "backend", "%s", e->be.ops->name);
-    add(p, "arithmetic", "%s", e->be.ops->arithmetic(&e->be));
+    add(p, "backend", "%s", e->backend);
+    add(p, "arithmetic", "%s", e->arithmetic);
     add(p, "kv_format", "%s", dtype_name(e->kv_dtype));
     add(p, "seed", "%lld", (long long)s->decode.seed);
     add(p, "policy", "%s", s->policy.name);

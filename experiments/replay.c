@@ -57,6 +57,8 @@ enum status replay_configuration(const struct replay *r, char **text)
         FAIL(ST_USER, "the path of the run file is longer than %d bytes: %.60s...",
              (int)(sizeof s.output.dir - sizeof "/replay"), r->path);
     }
+    snprintf(s.service.rank, sizeof s.service.rank, "inline"); // any number of ranks
+    s.budget.average_bits = s.budget.ms_per_token = 0;         // the plans are what it led to
     snprintf(s.policy.replay, sizeof s.policy.replay, "%s", r->path);
     snprintf(s.output.dir, sizeof s.output.dir, "%.*s/replay",
              (int)(sizeof s.output.dir - sizeof "/replay"), folder);

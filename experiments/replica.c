@@ -1,13 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "experiments/replica.h"
 
+#include <string.h>
 #include <time.h>
 
+#include "core/log.h"
 #include "core/mem.h"
 
 /* What the first rank tells the others before each pass: how many prompts come in, whether no more
- * will, whether the run stops, then (ordinal, attempt, key, key) of each. */
-enum { N_IN = 0, NO_MORE = 1, STOP = 2, HEADER = 3, PER_LEASE = 4 };
+ * will, whether the run stops, then (ordinal, attempt, key, key, dial) of each. */
+enum { N_IN = 0, NO_MORE = 1, STOP = 2, HEADER = 3, PER_LEASE = 5 };
+
+/* Longest silence towards the other ranks, who wait in a collective, while no prompt is granted. */
+static const double SILENCE_S = 1;
 
 /* A replica's first rank: a suspect waits for an empty replica, and then has it for itself. */
 struct intake {
@@ -37,6 +42,8 @@ static bool admit(struct intake *in, const struct lease_item *item, int32_t n_bu
     to[1] = item->attempt;
     to[2] = (int64_t)item->key[0];
     to[3] = (int64_t)item->key[1];
+    to[4] = 0;
+    memcpy(&to[4], &item->dial, sizeof item->dial);
     in->alone = item->alone != 0;
     return !in->alone;
 }
@@ -49,6 +56,7 @@ static enum status collect(struct intake *in, const struct session *session, int
     enum lease_state state = LEASE_WAIT;
     struct lease_item item;
     bool stop = false, more = true;
+    double start = clock_s();
     message[N_IN] = message[NO_MORE] = message[STOP] = 0;
     if (in->owner) {
         TRY(lease_owner_poll(in->owner));
@@ -66,7 +74,8 @@ static enum status collect(struct intake *in, const struct session *session, int
         TRY(lease_client_poll(in->client, &state, &item));
         if (state == LEASE_GRANTED) {
             more = admit(in, &item, n_active + (int32_t)message[N_IN], message);
-        } else if (state == LEASE_WAIT && n_active == 0 && message[N_IN] == 0) {
+        } else if (state == LEASE_WAIT && n_active == 0 && message[N_IN] == 0 &&
+                   clock_s() - start < SILENCE_S) {
             rest();
         } else {
             more = false;
@@ -81,7 +90,8 @@ static enum status collect(struct intake *in, const struct session *session, int
 }
 
 enum status replica_run(struct engine *e, struct session *session, const struct prompts *prompts,
-                        int32_t n_slots, struct lease_owner *owner, struct lease_client *client)
+                        int32_t n_slots, struct lease_owner *owner, struct lease_client *client,
+                        struct service_client *service)
 {
     struct intake in = {.owner = owner, .client = client};
     int64_t *message = NULL;
@@ -100,14 +110,19 @@ enum status replica_run(struct engine *e, struct session *session, const struct 
         for (int64_t i = 0; i < message[N_IN]; i++) {
             const int64_t *from = message + HEADER + PER_LEASE * i;
             const uint64_t key[2] = {(uint64_t)from[2], (uint64_t)from[3]};
+            float dial = 0;
+            memcpy(&dial, &from[4], sizeof dial);
             INVARIANT(from[0] >= 0 && from[0] < prompts->n);
-            TRY_GOTO(
-                st,
-                session_start(session, &prompts->prompt[from[0]], from[0], key, (int32_t)from[1]),
-                done);
+            TRY_GOTO(st,
+                     session_start(session, &prompts->prompt[from[0]], from[0], key,
+                                   (int32_t)from[1], dial),
+                     done);
         }
         TRY_GOTO(st, session_advance(session), done);
     } while (session_n_active(session) > 0 || !message[NO_MORE]);
+    if (service) {
+        TRY_GOTO(st, service_client_leave(service), done); // it is served until leases are left
+    }
     if (client) {
         TRY_GOTO(st, lease_client_leave(client), done);
     }

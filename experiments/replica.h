@@ -8,12 +8,15 @@
 #include "core/prompts.h"
 #include "core/session.h"
 #include "dist/lease.h"
+#include "dist/service.h"
 #include "experiments/engine.h"
 
 /* owner: on rank 0 of the world, else NULL; polled once per pass. client: on the first rank of each
- * replica, else NULL (it learns of leases by broadcast). Collective over the replica. */
+ * replica, else NULL (it learns of leases by broadcast). service: of the first rank, where the
+ * session asks one, else NULL. Collective over the replica. */
 MUST_CHECK enum status replica_run(struct engine *e, struct session *session,
                                    const struct prompts *prompts, int32_t n_slots,
-                                   struct lease_owner *owner, struct lease_client *client);
+                                   struct lease_owner *owner, struct lease_client *client,
+                                   struct service_client *service);
 
 #endif

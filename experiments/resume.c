@@ -8,34 +8,53 @@
 #include "core/mem.h"
 
 void resume_key(uint64_t key[2], const struct prompt *prompt, int64_t ordinal,
-                const char *model_digest, const char *policy_files, const struct settings *s,
-                const struct engine *e, bool policy_adds_tokens)
+                const char *model_digest, const char *policy_files, const char *budget,
+                const struct settings *s, const struct engine *e, bool policy_adds_tokens)
 {
     char text[4 * SETTINGS_TEXT_BYTES + 2048];
     bool one = s->decode.slots == 1 && !policy_adds_tokens;
-    int n =
-        snprintf(text, sizeof text,
-                 "format %d\nmodel %s\nordinal %lld\nnew %d\ntemperature %.17g\n"
-                 "top_k %d\ntop_p %.17g\nmin_p %.17g\nseed %lld\neos %d\n"
-                 "policy %s\nprefill %s\nlevel %s\nswitches %s\nalternate %s\ndial %.17g\n"
-                 "backend %s %s\nproduct %s\nchunk %d\nkv %s\nfeatures %d\n%s %d\n",
-                 RESUME_FORMAT_VERSION, model_digest, (long long)ordinal, s->decode.max_new_tokens,
-                 s->decode.temperature, s->decode.top_k, s->decode.top_p, s->decode.min_p,
-                 (long long)s->decode.seed, s->decode.stop_at_eos, s->policy.name,
-                 s->policy.prefill, s->policy.level, s->policy.switches, s->policy.alternate,
-                 s->policy.dial, e->be.ops->name, e->be.ops->arithmetic(&e->be),
-                 one ? "one" : "slots", s->decode.prefill_chunk, dtype_name(e->kv_dtype),
-                 s->output.kv_features, s->parallel.reproducible ? "segments" : "tensor_ranks",
-                 s->parallel.reproducible ? s->parallel.segments : s->parallel.tensor_ranks);
+    int n = snprintf(
+        text, sizeof text,
+        "format %d\nmodel %s\nordinal %lld\nnew %d\ntemperature %.17g\n"
+        "top_k %d\ntop_p %.17g\nmin_p %.17g\nseed %lld\neos %d\n"
+        "policy %s\nprefill %s\nlevel %s\nswitches %s\nalternate %s\ndial %.17g\n"
+        "backend %s %s\nproduct %s\nchunk %d\nkv %s\nfeatures %d\n%s %d\n",
+        RESUME_FORMAT_VERSION, model_digest, (long long)ordinal, s->decode.max_new_tokens,
+        s->decode.temperature, s->decode.top_k, s->decode.top_p, s->decode.min_p,
+        (long long)s->decode.seed, s->decode.stop_at_eos, s->policy.name, s->policy.prefill,
+        s->policy.level, s->policy.switches, s->policy.alternate, s->policy.dial, e->backend,
+        e->arithmetic, one ? "one" : "slots", s->decode.prefill_chunk, dtype_name(e->kv_dtype),
+        s->output.kv_features, s->parallel.reproducible ? "segments" : "tensor_ranks",
+        s->parallel.reproducible ? s->parallel.segments : s->parallel.tensor_ranks);
     INVARIANT(n > 0 && (size_t)n < sizeof text);
     if (policy_files[0]) { // keys of runs without such files stay as they always were
         n += snprintf(text + n, sizeof text - (size_t)n, "policy files %s\n", policy_files);
+        INVARIANT((size_t)n < sizeof text);
+    }
+    if (s->service.lag > 1) {
+        n += snprintf(text + n, sizeof text - (size_t)n, "lag %d\n", s->service.lag);
+        INVARIANT((size_t)n < sizeof text);
+    }
+    if (budget[0]) {
+        n += snprintf(text + n, sizeof text - (size_t)n, "budget %s\n", budget);
         INVARIANT((size_t)n < sizeof text);
     }
     XXH3_state_t *state = XXH3_createState();
     INVARIANT(state != NULL);
     XXH3_128bits_reset(state);
     XXH3_128bits_update(state, text, (size_t)n);
+    if (s->output.signals) {
+        XXH3_128bits_update(state, "signals", strlen("signals"));
+    }
+    if (s->policy.levels[0]) { // keys of policies without a list stay as they always were
+        n = snprintf(text, sizeof text,
+                     "levels %s\nwindow %d\ndeviations %.17g\nactivation %s\nclasses %s\nprior %s\n"
+                     "every %d\ndivergence %.17g\n",
+                     s->policy.levels, s->policy.window, s->policy.deviations, s->policy.activation,
+                     s->policy.classes, s->policy.prior, s->policy.every, s->policy.divergence);
+        INVARIANT(n > 0 && (size_t)n < sizeof text);
+        XXH3_128bits_update(state, text, (size_t)n);
+    }
     for (int32_t t = 0; t < prompt->n_turns; t++) {
         XXH3_128bits_update(state, &prompt->n_ids[t], sizeof prompt->n_ids[t]);
         XXH3_128bits_update(state, prompt->ids[t], (size_t)prompt->n_ids[t] * sizeof(int32_t));
@@ -89,6 +108,15 @@ static enum status visit_finished(struct resume_state *r, const void *payload, s
     if (!p || p->finished) {
         trace_free(&record);
         return ST_OK;
+    }
+    if (r->level_cost) {
+        int64_t n_steps[LEVEL_TABLE_MAX] = {0};
+        enum status st = trace_count_levels(n_steps, r->n_levels, payload, bytes);
+        if (st != ST_OK) {
+            trace_free(&record);
+            return st;
+        }
+        p->outcome = budget_outcome_of(n_steps, r->level_cost, r->n_levels);
     }
     forgive(r, p);
     p->finished = true;
@@ -170,6 +198,14 @@ enum status resume_visit(void *ctx, uint32_t kind, const void *payload, size_t b
         struct journal_end end;
         TRY(journal_unpack_end(&end, payload, bytes));
         r->is_open = false;
+    } else if (kind == JOURNAL_STATE) {
+        struct journal_state state;
+        TRY(journal_unpack_state(&state, payload, bytes));
+        struct resume_prompt *p = find(r, state.ordinal, state.key);
+        if (p) {
+            p->has_dial = true;
+            p->state = state;
+        }
     } else if (kind == JOURNAL_RETRY) {
         visit_retry(r);
     }

@@ -10,6 +10,7 @@
 #include "dist/journal.h"
 #include "dist/lease.h"
 #include "experiments/engine.h"
+#include "sched/budget.h"
 
 /* Version of everything that decides which tokens come out; part of every key. */
 enum { RESUME_FORMAT_VERSION = 1 };
@@ -17,11 +18,11 @@ enum { RESUME_FORMAT_VERSION = 1 };
 /* The key of one prompt: XXH3-128 of the model's digest, the plan-relevant and generation settings,
  * what tells the policy's files apart ("" without), the prompt's tokens and ordinal, and the
  * arithmetic class (backend, instruction set, product, prefill chunk, KV format, and either the
- * segments (reproducible) or the number of tensor ranks). Never the number of replicas or threads.
- */
+ * segments (reproducible) or the number of tensor ranks); service.lag; with a budget, what it
+ * follows from (budget: "" without). Never the number of replicas or threads. */
 void resume_key(uint64_t key[2], const struct prompt *prompt, int64_t ordinal,
-                const char *model_digest, const char *policy_files, const struct settings *settings,
-                const struct engine *e, bool policy_adds_tokens);
+                const char *model_digest, const char *policy_files, const char *budget,
+                const struct settings *settings, const struct engine *e, bool policy_adds_tokens);
 
 /* An attempt that ended the job twice is not tried again. */
 enum { RESUME_MOST_FAULTS = 2 };
@@ -34,6 +35,9 @@ struct resume_state {
         int32_t n_faults; /* starts of the program that it may have ended */
         bool finished;
         bool failed;
+        bool has_dial;                 /* the budget gave it one: */
+        struct journal_state state;    /* the last */
+        struct budget_outcome outcome; /* when finished, with level_cost */
         struct finished_record record; /* owned, when finished and kept */
         struct failed_prompt failure;
         struct journal_fault fault; /* the last one, when n_faults > 0 */
@@ -41,7 +45,9 @@ struct resume_state {
     int64_t n;
     int32_t n_epochs; /* starts of the program on this directory */
     int64_t n_finished, n_failed;
-    int64_t n_other;   /* finished records with keys of other settings: kept, not used */
+    int64_t n_other;          /* finished records with keys of other settings: kept, not used */
+    const double *level_cost; /* (n_levels) borrowed: of the budget; NULL: there is none */
+    int32_t n_levels;
     bool keep_records; /* unpack and keep finished records (for the run file) */
     int32_t n_deaths;  /* silent ones, since the last finished prompt of any settings; without */
     bool is_open;      /* ... the last start: nothing says how it ended ... */

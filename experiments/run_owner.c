@@ -47,18 +47,58 @@ static void tell_history(const struct run_owner *o, const struct settings *s,
     }
 }
 
+/* What decides the dials, for the prompts' keys. */
+static void describe_budget(char *text, size_t bytes, const struct run_owner *o,
+                            const struct settings *s, const struct prompts *prompts)
+{
+    text[0] = '\0';
+    if (o->has_budget) {
+        snprintf(text, bytes, "bits %.17g ms %.17g window %d costs %s prompts %s split %s limit %d",
+                 s->budget.average_bits, s->budget.ms_per_token, s->budget.window, o->costs.digest,
+                 prompts->digest, s->prompts.split, s->prompts.limit);
+    }
+}
+
+static void make_keys(struct run_owner *o, const struct engine *e, const struct settings *s,
+                      const struct prompts *prompts, const struct policy *policy,
+                      const char *replayed)
+{
+    char files[128], budget[512];
+    snprintf(files, sizeof files, "%s%s", policy_digest(policy), replayed);
+    describe_budget(budget, sizeof budget, o, s, prompts);
+    for (int32_t i = 0; i < prompts->n; i++) {
+        resume_key(o->resume.prompts[i].key, &prompts->prompt[i], i, o->digest, files, budget, s, e,
+                   policy->ops->adds_tokens);
+    }
+}
+
+/* Is there a budget, and are the costs that it needs known from an earlier start? */
+static enum status open_budget(struct run_owner *o, const struct engine *e,
+                               const struct settings *s)
+{
+    const char *unit = NULL;
+    TRY(run_budget_unit(&unit, s));
+    o->has_budget = unit != NULL;
+    o->has_costs = true;
+    if (unit && strcmp(unit, "ms") == 0) {
+        TRY(cost_table_read(&o->costs, &o->has_costs, s->output.dir, &e->levels));
+    }
+    if (o->has_budget && o->has_costs) {
+        TRY(run_budget_law(&o->budget, s, &e->levels, &o->costs));
+        o->resume.level_cost = o->budget.cost;
+        o->resume.n_levels = o->budget.n_levels;
+    }
+    return ST_OK;
+}
+
 enum status run_owner_open(struct run_owner *o, const struct engine *e, const struct settings *s,
                            const struct prompts *prompts, const struct policy *policy,
                            const struct replay *replay, bool retry)
 {
     struct resume_state *r = &o->resume;
-    char files[128];
-    snprintf(files, sizeof files, "%s%s", policy_digest(policy), replay ? replay->earlier : "");
     TRY(resume_create(r, prompts->n, false));
-    for (int32_t i = 0; i < prompts->n; i++) {
-        resume_key(r->prompts[i].key, &prompts->prompt[i], i, o->digest, files, s, e,
-                   policy->ops->adds_tokens);
-    }
+    TRY(open_budget(o, e, s));
+    make_keys(o, e, s, prompts, policy, replay ? replay->earlier : "");
     TRY(journal_open(&o->journal, s->output.dir, resume_visit, r));
     TRY(journal_reserve(o->journal, JOURNAL_SMALL_BYTES)); // a fault must not allocate
     if (retry) {
@@ -79,20 +119,56 @@ enum status run_owner_open(struct run_owner *o, const struct engine *e, const st
     return ST_OK;
 }
 
-static void on_done(void *ctx, int64_t n_done, int64_t n_total)
+static enum status on_done(void *ctx, int64_t n_done, int64_t n_total, int64_t ordinal,
+                           const void *packed, size_t bytes)
 {
     struct run_owner *o = ctx;
     (void)n_total;
+    if (o->has_budget) {
+        TRY(run_budget_done(&o->budget, ordinal, packed, bytes));
+    }
     o->n_done = n_done;
     progress_update(&o->progress, (double)n_done);
+    return ST_OK;
+}
+
+static enum status on_dial(void *ctx, const struct lease_item *item, bool *known, float *dial)
+{
+    struct run_owner *o = ctx;
+    return run_budget_dial(&o->budget, item->ordinal, known, dial);
+}
+
+static enum status on_poll(void *ctx, bool *any)
+{
+    struct run_owner *o = ctx;
+    return service_poll(o->service, any);
+}
+
+enum status run_owner_set_costs(struct run_owner *o, const struct cost_table *costs,
+                                const struct engine *e, const struct settings *s,
+                                const struct prompts *prompts, const struct policy *policy)
+{
+    o->costs = *costs;
+    o->has_costs = true;
+    TRY(run_budget_law(&o->budget, s, &e->levels, &o->costs));
+    TRY(cost_table_write(&o->costs, s->output.dir, &e->levels));
+    make_keys(o, e, s, prompts, policy, "");
+    return ST_OK;
 }
 
 enum status run_owner_lease(struct run_owner *o, struct env *env, const struct settings *s,
                             const struct prompts *prompts, size_t max_record_bytes)
 {
     struct lease_item *items = NULL;
+    const struct lease_hooks hooks = {.ctx = o,
+                                      .done = on_done,
+                                      .dial = o->has_budget ? on_dial : NULL,
+                                      .poll = o->service ? on_poll : NULL};
     enum status st = ST_OK;
     int64_t n = 0;
+    if (o->has_budget) {
+        TRY(run_budget_start(&o->budget, prompts, s, &o->resume, o->journal));
+    }
     TRY(MEM_NEW(&items, o->n_left));
     for (int32_t i = 0; i < prompts->n; i++) {
         const struct resume_prompt *p = &o->resume.prompts[i];
@@ -100,17 +176,18 @@ enum status run_owner_lease(struct run_owner *o, struct env *env, const struct s
             continue;
         }
         struct lease_item *item = &items[n++];
-        *item =
-            (struct lease_item){.ordinal = i, .attempt = p->attempts + 1, .alone = p->n_faults > 0};
+        *item = (struct lease_item){.ordinal = i,
+                                    .attempt = p->attempts + 1,
+                                    .dial = (float)s->policy.dial,
+                                    .alone = p->n_faults > 0};
         memcpy(item->key, p->key, sizeof item->key);
-        for (int32_t t = 0; t < prompts->prompt[i].n_turns; t++) {
-            item->cost += prompts->prompt[i].n_ids[t] + s->decode.max_new_tokens;
-        }
+        item->cost = run_budget_tokens(&prompts->prompt[i], s);
     }
     TRY_GOTO(st,
              lease_owner_create(&o->leases, env, o->journal, items, n, o->resume.n_epochs,
-                                max_record_bytes, on_done, o),
+                                max_record_bytes, &hooks),
              done);
+    lease_owner_set_timeout(o->leases, s->parallel.timeout_s);
     if (s->run.deadline_s > 0) {
         double left = s->run.deadline_s - (clock_s() - env->start_s);
         lease_owner_set_deadline(o->leases, left > 0 ? left : 1e-3); // 0 would be none
@@ -163,6 +240,8 @@ enum status run_owner_end(struct run_owner *o, enum journal_how how, const char 
 void run_owner_close(struct run_owner *o)
 {
     lease_owner_destroy(&o->leases);
+    service_destroy(&o->service);
+    run_budget_free(&o->budget);
     journal_close(&o->journal);
     resume_free(&o->resume);
 }

@@ -3,6 +3,7 @@
 
 #include <jansson.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "core/mem.h"
@@ -60,6 +61,32 @@ static enum status gather_contents(const struct run_owner *o, const char *dir,
     return ST_OK;
 }
 
+static int by_lease(const void *pa, const void *pb)
+{
+    const struct budget_row *a = pa, *b = pb;
+    return (a->lease > b->lease) - (a->lease < b->lease);
+}
+
+/* What the journal says of the budget's controller, by lease. */
+static void gather_budget(const struct resume_state *kept, struct budget_row *rows,
+                          struct run_contents *out)
+{
+    for (int64_t i = 0; i < kept->n; i++) {
+        const struct journal_state *s = &kept->prompts[i].state;
+        if (kept->prompts[i].has_dial) {
+            rows[out->n_budget++] = (struct budget_row){.lease = s->lease,
+                                                        .prompt = (int32_t)i,
+                                                        .dial = s->dial,
+                                                        .target = s->target,
+                                                        .offset = s->offset,
+                                                        .slope = s->slope,
+                                                        .account = s->account};
+        }
+    }
+    qsort(rows, (size_t)out->n_budget, sizeof *rows, by_lease);
+    out->budget = rows;
+}
+
 enum status run_report_write(const struct run_owner *o, const struct engine *e,
                              const struct settings *s, const struct prompts *prompts,
                              const struct tokenizer *tok, const struct replay *replay, bool as_json)
@@ -68,6 +95,7 @@ enum status run_report_write(const struct run_owner *o, const struct engine *e,
     struct resume_state kept = {0};
     struct finished_record *finished = NULL;
     struct failed_prompt *failed = NULL;
+    struct budget_row *budget = NULL;
     struct provenance *facts = NULL;
     char *config = NULL;
     enum status st = ST_OK;
@@ -79,6 +107,8 @@ enum status run_report_write(const struct run_owner *o, const struct engine *e,
     TRY_GOTO(st, MEM_NEW(&failed, prompts->n), done);
     TRY_GOTO(st, mem_alloc_array((void **)&facts, 1, sizeof *facts), done);
     TRY_GOTO(st, gather_contents(o, s->output.dir, replay, &kept, finished, failed, &c), done);
+    TRY_GOTO(st, MEM_NEW(&budget, prompts->n), done);
+    gather_budget(&kept, budget, &c);
     TRY_GOTO(st, settings_print(&config, s, false), done);
     provenance_fill(facts, e, s, prompts, o->digest, kept.n_epochs);
     c.model_id = s->run.name[0] ? s->run.name : s->model.path;
@@ -106,6 +136,7 @@ enum status run_report_write(const struct run_owner *o, const struct engine *e,
 done:
     mem_free(config);
     mem_free(facts);
+    mem_free(budget);
     mem_free(failed);
     mem_free(finished);
     resume_free(&kept);

@@ -143,6 +143,7 @@ const struct backend_ops cpu_ops = {
     .attention = cpu_attention,
     .glu = cpu_glu,
     .activate = cpu_activate,
+    .moments = cpu_moments,
     .logit_stats = cpu_logit_stats,
     .top_k = cpu_top_k,
 };

@@ -226,6 +226,8 @@ MUST_CHECK enum status cpu_glu(struct backend *be, struct tensor *y, const struc
                                const struct tensor *up, enum activation act);
 MUST_CHECK enum status cpu_activate(struct backend *be, struct tensor *y, const struct tensor *x,
                                     enum activation act);
+MUST_CHECK enum status cpu_moments(struct backend *be, struct tensor *out, const struct tensor *x,
+                                   const int32_t *cut, int32_t n_cuts);
 MUST_CHECK enum status cpu_logit_stats(struct backend *be, struct logit_stats *out,
                                        const struct tensor *logits, int32_t first_id,
                                        const int32_t *cut, int32_t n_cuts,

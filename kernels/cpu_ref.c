@@ -275,6 +275,28 @@ static enum status ref_activate(struct backend *be, struct tensor *y, const stru
     return ST_OK;
 }
 
+static enum status ref_moments(struct backend *be, struct tensor *out, const struct tensor *x,
+                               const int32_t *cut, int32_t n_cuts)
+{
+    (void)be;
+    const int32_t whole[] = {0, x->dims[1]};
+    float *to = out->data;
+    cut = cut ? cut : whole;
+    for (int32_t t = 0; t < x->dims[0]; t++) {
+        const float *row = (const float *)x->data + (size_t)t * (size_t)x->dims[1];
+        for (int32_t c = 0; c < n_cuts; c++, to += 2) {
+            double sum = 0, squares = 0;
+            for (int32_t i = cut[c]; i < cut[c + 1]; i++) {
+                sum += (double)row[i];
+                squares += (double)row[i] * (double)row[i];
+            }
+            to[0] = (float)sum;
+            to[1] = (float)squares;
+        }
+    }
+    return ST_OK;
+}
+
 static enum status ref_logit_stats(struct backend *be, struct logit_stats *out,
                                    const struct tensor *logits, int32_t first_id,
                                    const int32_t *cut, int32_t n_cuts,
@@ -345,6 +367,7 @@ const struct backend_ops cpu_ref_ops = {
     .attention = ref_attention,
     .glu = ref_glu,
     .activate = ref_activate,
+    .moments = ref_moments,
     .logit_stats = ref_logit_stats,
     .top_k = ref_top_k,
 };

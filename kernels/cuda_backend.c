@@ -401,6 +401,14 @@ static enum status scratch(struct cuda *c, void **out, size_t bytes)
     return ST_OK;
 }
 
+static enum status cuda_op_moments(struct backend *be, struct tensor *out, const struct tensor *x,
+                                   const int32_t *cut, int32_t n_cuts)
+{
+    struct cuda_cuts cuts;
+    TRY(cuts_of(&cuts, cut, n_cuts, x->dims[1]));
+    return cuda_moments(gpu_of(be), out->data, x->data, x->dims[0], x->dims[1], &cuts);
+}
+
 static enum status cuda_op_logit_stats(struct backend *be, struct logit_stats *out,
                                        const struct tensor *logits, int32_t first_id,
                                        const int32_t *cut, int32_t n_cuts,
@@ -459,6 +467,7 @@ const struct backend_ops CUDA_OPS = {
     .attention = cuda_op_attention,
     .glu = cuda_glu,
     .activate = cuda_op_activate,
+    .moments = cuda_op_moments,
     .logit_stats = cuda_op_logit_stats,
     .top_k = cuda_op_top_k,
 };

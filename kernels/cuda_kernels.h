@@ -83,6 +83,9 @@ MUST_CHECK enum status cuda_attention(struct gpu *g, float *y, const float *q,
 /* act(gate) * up, or act(gate) where up is NULL; n values. */
 MUST_CHECK enum status cuda_activate(struct gpu *g, float *y, const float *gate, const float *up,
                                      size_t n, enum activation act);
+/* out (n_tok, cuts->n, 2): sum and sum of squares of each part of x (n_tok, n). */
+MUST_CHECK enum status cuda_moments(struct gpu *g, float *out, const float *x, int32_t n_tok,
+                                    int32_t n, const struct cuda_cuts *cuts);
 /* out (n_tok, cuts->n) and want (n_tok) in device memory. */
 MUST_CHECK enum status cuda_logit_stats(struct gpu *g, struct logit_stats *out, const float *logits,
                                         int32_t n_tok, int32_t n, int32_t first_id,

@@ -137,6 +137,27 @@ __global__ void k_activate(float *y, const float *gate, const float *up, size_t 
     }
 }
 
+/* One block per part of a row and token. */
+__global__ void k_moments(float *out, const float *x, int n, struct cuda_cuts cuts)
+{
+    SHARED(float, parts, N_WARPS);
+    int part = (int)blockIdx.x;
+    const float *row = x + (size_t)blockIdx.y * (size_t)n + (size_t)cuts.at[part];
+    int width = cuts.at[part + 1] - cuts.at[part];
+    float sum = 0, squares = 0;
+    for (int i = (int)threadIdx.x; i < width; i += BLOCK) {
+        sum += row[i];
+        squares = fmaf(row[i], row[i], squares);
+    }
+    sum = block_sum(sum, parts);
+    squares = block_sum(squares, parts);
+    if (threadIdx.x == 0) {
+        float *to = out + 2 * ((size_t)blockIdx.y * (size_t)gridDim.x + (size_t)part);
+        to[0] = sum;
+        to[1] = squares;
+    }
+}
+
 static unsigned blocks_for(size_t n)
 {
     return (unsigned)((n + BLOCK - 1) / BLOCK);
@@ -178,6 +199,14 @@ enum status cuda_add_parts(struct gpu *g, float *x, const float *parts, const fl
     size_t count = (size_t)n_tok * (size_t)n;
     LAUNCH(k_add_parts, blocks_for(count), BLOCK, g, x, parts, bias, n_parts, count, n);
     return gpu_launched(g, "k_add_parts");
+}
+
+enum status cuda_moments(struct gpu *g, float *out, const float *x, int32_t n_tok, int32_t n,
+                         const struct cuda_cuts *cuts)
+{
+    dim3 grid((unsigned)cuts->n, (unsigned)n_tok);
+    LAUNCH(k_moments, grid, BLOCK, g, out, x, n, *cuts);
+    return gpu_launched(g, "k_moments");
 }
 
 enum status cuda_embed(struct gpu *g, float *x, const void *table, enum dtype dtype,

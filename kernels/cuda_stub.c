@@ -150,6 +150,13 @@ static enum status stub_activate(struct backend *be, struct tensor *y, const str
     return absent();
 }
 
+static enum status stub_moments(struct backend *be, struct tensor *out, const struct tensor *x,
+                                const int32_t *cut, int32_t n_cuts)
+{
+    (void)be, (void)out, (void)x, (void)cut, (void)n_cuts;
+    return absent();
+}
+
 static enum status stub_logit_stats(struct backend *be, struct logit_stats *out,
                                     const struct tensor *logits, int32_t first_id,
                                     const int32_t *cut, int32_t n_cuts,
@@ -193,6 +200,7 @@ const struct backend_ops cuda_ops = {
     .attention = stub_attention,
     .glu = stub_glu,
     .activate = stub_activate,
+    .moments = stub_moments,
     .logit_stats = stub_logit_stats,
     .top_k = stub_top_k,
 };

@@ -21,21 +21,21 @@ static enum status fixed_open(void **impl, const struct settings *settings,
     return ST_OK;
 }
 
-static enum status fixed_begin(void *impl, const struct prompt_facts *facts, float dial,
+static enum status fixed_begin(const void *impl, const struct prompt_facts *facts, void *state,
                                int32_t *prefill_level)
 {
     (void)facts;
-    (void)dial;
+    (void)state;
     *prefill_level = ((const struct fixed *)impl)->prefill;
     return ST_OK;
 }
 
-static enum status fixed_plan(void *impl, const struct prompt_facts *facts,
-                              const struct signals *signals, float dial, struct plan *plan)
+static enum status fixed_plan(const void *impl, const struct prompt_facts *facts,
+                              const struct signals *signals, void *state, struct plan *plan)
 {
     (void)facts;
     (void)signals;
-    (void)dial;
+    (void)state;
     return plan_add(plan, 0, ((const struct fixed *)impl)->level);
 }
 
@@ -47,7 +47,8 @@ static void fixed_close(void **impl)
 
 const struct policy_ops policy_fixed = {
     .name = "fixed",
-    .help = "One level for all decode steps (policy.level), another for prefill (policy.prefill).",
+    .help = "One level for all decode steps (policy.level), another for prefill (policy.prefill). "
+            "The dial does not move it.",
     .needs = SIGNAL_NONE,
     .adds_tokens = false,
     .open = fixed_open,

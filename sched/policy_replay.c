@@ -67,24 +67,24 @@ static enum status find(const struct recorded_turn **out, const struct replay *r
     return ST_OK;
 }
 
-static enum status replay_begin(void *impl, const struct prompt_facts *facts, float dial,
+static enum status replay_begin(const void *impl, const struct prompt_facts *facts, void *state,
                                 int32_t *prefill_level)
 {
     const struct replay *r = impl;
     const struct recorded_turn *turn = NULL;
-    (void)dial;
+    (void)state;
     TRY(find(&turn, r, facts));
     *prefill_level = r->id[turn->prefill_level];
     return ST_OK;
 }
 
-static enum status replay_plan(void *impl, const struct prompt_facts *facts,
-                               const struct signals *signals, float dial, struct plan *plan)
+static enum status replay_plan(const void *impl, const struct prompt_facts *facts,
+                               const struct signals *signals, void *state, struct plan *plan)
 {
     const struct replay *r = impl;
     const struct recorded_turn *turn = NULL;
     (void)signals;
-    (void)dial;
+    (void)state;
     TRY(find(&turn, r, facts));
     if (turn->n_switches == 0) {
         return plan_add(plan, 0, r->id[turn->prefill_level]);

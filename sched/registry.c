@@ -5,17 +5,22 @@
 #include <string.h>
 
 static const struct policy_ops *const policies[] = {
-    &policy_fixed,        &policy_static, &policy_reversed, &policy_alternate, &policy_replay,
-    &policy_replay_slots, NULL,
+    &policy_fixed,        &policy_static,         &policy_reversed,
+    &policy_alternate,    &policy_random,         &policy_confidence,
+    &policy_activation,   &policy_learned,        &policy_learned_heads,
+    &policy_step_learned, &policy_error_feedback, &policy_oracle,
+    &policy_replay,       &policy_replay_slots,   NULL,
 };
 
-enum status policy_observe_nothing(void *impl, const struct signals *signals, float dial,
-                                   int32_t *level_from_next)
+enum status policy_observe_nothing(const void *impl, const struct prompt_facts *facts,
+                                   const struct signals *signals, void *state,
+                                   struct amendment *amendment)
 {
     (void)impl;
+    (void)facts;
     (void)signals;
-    (void)dial;
-    *level_from_next = -1;
+    (void)state;
+    (void)amendment;
     return ST_OK;
 }
 

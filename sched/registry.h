@@ -15,13 +15,15 @@ MUST_CHECK enum status registry_open_policy(struct policy *out, const struct set
 const struct policy_ops *registry_policy(int i);
 
 /* The observe slot of policies that never amend a plan. */
-enum status policy_observe_nothing(void *impl, const struct signals *signals, float dial,
-                                   int32_t *level_from_next);
+enum status policy_observe_nothing(const void *impl, const struct prompt_facts *facts,
+                                   const struct signals *signals, void *state,
+                                   struct amendment *amendment);
 
 /* The digest slot of policies that read no files. */
 const char *policy_digest_nothing(const void *impl);
 
 extern const struct policy_ops policy_fixed, policy_static, policy_reversed, policy_alternate,
-    policy_replay, policy_replay_slots;
+    policy_random, policy_confidence, policy_activation, policy_learned, policy_learned_heads,
+    policy_step_learned, policy_error_feedback, policy_oracle, policy_replay, policy_replay_slots;
 
 #endif

@@ -146,6 +146,10 @@ def decode(kind, payload):
     if kind == "end":
         epoch, how = struct.unpack_from("<2i", payload)
         return {"epoch": epoch, "how": ("done", "stopped", "error")[how], "reason": text_of(payload[16:])}
+    if kind == "state":
+        lease, ordinal, dial, target, offset, slope, account = struct.unpack("<2q16xf4d", payload)
+        return {"lease": lease, "ordinal": ordinal, "dial": dial, "target": target, "offset": offset, "slope": slope,
+                "account": account}
     return {}
 
 
@@ -195,6 +199,7 @@ DROPPED = [
     ("/passes:pass", "counts the passes of one start and replica"),
     ("/passes:epoch", "which start"), ("/passes:replica", "who"),
     ("/passes:time_us", "time"), ("/passes:comm_us", "time"),
+    ("/decisions:latency_us", "time"),
     ("/metrics/decode_tok_s", "time"), ("/metrics/decode_s", "time"), ("/metrics/prefill_s", "time"),
 ]
 # With several slots, who shares a pass depends on when prompts came in, so passes are other ones.
@@ -219,14 +224,15 @@ def is_dropped(name, dropped):
 
 
 def plain(value):
-    """A value that == compares bit for bit (no NaN is expected)."""
+    """A value that == compares bit for bit; any NaN is "nan", which equals itself."""
     if isinstance(value, np.ndarray) and value.dtype.names:
         return tuple(plain(row) for row in value)
     if isinstance(value, np.void):
         return tuple(plain(value[name]) for name in value.dtype.names)
     if isinstance(value, np.ndarray):
         return (value.dtype.str, value.shape, value.tobytes() if value.dtype != object else tuple(map(plain, value.flat)))
-    return value.item() if isinstance(value, np.generic) else value
+    value = value.item() if isinstance(value, np.generic) else value
+    return "nan" if isinstance(value, float) and value != value else value
 
 
 def contents(path, dropped, without=None):

@@ -79,14 +79,14 @@ WRAP(enum status, backend_planes_load, struct backend *be, struct nested_matrix 
 /* ---- prompts and slots ---- */
 
 WRAP(enum status, session_start, struct session *s, const struct prompt *prompt, int64_t ordinal,
-     const uint64_t key[2], int32_t attempt)
+     const uint64_t key[2], int32_t attempt, float dial)
 {
     fault_log("start %d %lld\n", fault_rank(), (long long)ordinal);
     if (fault_at("start", &ordinal, 1, NULL) != FAULT_NONE) {
         return raise_fault(ST_SHAPE, "start");
     }
     starting = ordinal;
-    enum status st = __real_session_start(s, prompt, ordinal, key, attempt);
+    enum status st = __real_session_start(s, prompt, ordinal, key, attempt, dial);
     starting = -1;
     return st;
 }

@@ -31,12 +31,17 @@ struct scene {
     double deadline_s;  /* of the owner; 0: none */
     int64_t stop_after; /* so many prompts are done: somebody asks rank 0 to stop; 0: nobody does */
     bool stops;         /* before all is done */
+    bool own;           /* rank 0 decodes nothing */
+    int64_t window;     /* the dial of place i is known when places 0..i-window are done; 0: none */
 };
 
 static char dir[GEN_PATH_BYTES];
 static struct scene scene;
 static struct lease_item items[MAX_ITEMS];
 static int64_t n_counted;
+static int64_t places[128]; /* by ordinal: place in the order of a budget */
+static bool is_done[128];   /* by place; on the owner */
+static int64_t n_dials;     /* that were given */
 
 static void pause_ms(double ms)
 {
@@ -58,6 +63,41 @@ static void make_items(int64_t n)
                                        .cost = (int32_t)gen_below(&rng, 10)};
         items[i].alone = scene.suspect_every > 0 && i % scene.suspect_every == 0;
     }
+}
+
+/* Longest first, then in the order of the file; suspects where they stand. */
+static void find_places(int64_t n)
+{
+    memset(is_done, 0, sizeof is_done);
+    n_dials = 0;
+    for (int64_t i = 0; i < n; i++) {
+        int64_t before = 0;
+        for (int64_t j = 0; j < n; j++) {
+            before += items[j].cost > items[i].cost ||
+                      (items[j].cost == items[i].cost && items[j].ordinal < items[i].ordinal);
+        }
+        places[items[i].ordinal] = before;
+    }
+}
+
+static float dial_of(int64_t place)
+{
+    return (float)place / 256;
+}
+
+/* The hook: asked for the places in order. */
+static enum status find_dial(void *ctx, const struct lease_item *item, bool *known, float *dial)
+{
+    CHECK(ctx == &n_counted);
+    int64_t place = places[item->ordinal];
+    CHECK(place == n_dials);
+    *known = true;
+    for (int64_t i = 0; i <= place - scene.window; i++) {
+        *known = *known && is_done[i];
+    }
+    n_dials += *known;
+    *dial = dial_of(place);
+    return ST_OK;
 }
 
 static bool is_large(int64_t ordinal, int32_t replica)
@@ -194,13 +234,13 @@ static void check_journal(int64_t n)
         CHECK(!seen[f.finished[i]]);
         seen[f.finished[i]] = true;
     }
-    // suspects last, longest first, then in the order of the file
+    // suspects last (not with a budget), longest first, then in the order of the file
     for (int64_t i = 1; i < f.n_started; i++) {
         const struct lease_item *a = f.by_ordinal[f.started[i - 1]];
         const struct lease_item *b = f.by_ordinal[f.started[i]];
-        CHECK(a && b && a->alone <= b->alone);
+        CHECK(a && b && (scene.window > 0 || a->alone <= b->alone));
         CHECK(a && b &&
-              (a->alone < b->alone || a->cost > b->cost ||
+              ((scene.window == 0 && a->alone < b->alone) || a->cost > b->cost ||
                (a->cost == b->cost && a->ordinal < b->ordinal)));
     }
     // records of those who did not sleep were taken while the large one was under way
@@ -214,8 +254,13 @@ static void check_journal(int64_t n)
 
 /* ---- the run ---- */
 
-static void count_done(void *ctx, int64_t n_done, int64_t n_total)
+static enum status count_done(void *ctx, int64_t n_done, int64_t n_total, int64_t ordinal,
+                              const void *packed, size_t bytes)
 {
+    int64_t n_steps[1] = {0};
+    CHECK_OK(trace_count_levels(n_steps, 1, packed, bytes)); // it is the whole record
+    CHECK(ordinal >= 0 && ordinal < 101 && n_steps[0] < MAX_STEPS);
+    is_done[places[ordinal]] = true;
     CHECK(ctx == &n_counted);
     n_counted++;
     CHECK(n_done == n_counted && n_total == scene.n);
@@ -225,6 +270,7 @@ static void count_done(void *ctx, int64_t n_done, int64_t n_total)
     if (n_done == scene.stop_after) {
         stop_ask(SIGTERM, 3);
     }
+    return ST_OK;
 }
 
 struct slot {
@@ -254,6 +300,8 @@ static int64_t decode_all(struct env *env, struct lease_client *client, struct l
                 slots[s].passes_left = 1 + (int)gen_below(&rng, 4);
                 n_busy++;
                 CHECK(!scene.look || started_in_file(slots[s].item.ordinal));
+                CHECK(scene.window == 0 ||
+                      slots[s].item.dial == dial_of(places[slots[s].item.ordinal]));
             }
             more = state != LEASE_NONE_LEFT;
             stop = state == LEASE_STOP;
@@ -292,12 +340,14 @@ static int64_t decode_all(struct env *env, struct lease_client *client, struct l
 static void play(struct env *env, const struct scene *what)
 {
     scene = *what;
+    env->n_service = scene.own;
     CHECK_OK(env_grid(env, scene.tensor_ranks > 0 ? scene.tensor_ranks : 1));
     struct journal *journal = NULL;
     struct lease_owner *owner = NULL;
     struct lease_client *client = NULL;
     size_t max_bytes = scene.absent >= 0 ? MAX_LARGE_RECORD : MAX_RECORD;
     make_items(scene.n);
+    find_places(scene.n);
     n_counted = 0;
     if (env->rank == 0) {
         gen_folder(dir);
@@ -305,15 +355,22 @@ static void play(struct env *env, const struct scene *what)
     }
     MPI_Bcast(dir, sizeof dir, MPI_CHAR, 0, env->world);
     if (env->rank == 0) {
-        CHECK_OK(lease_owner_create(&owner, env, journal, items, scene.n, 4, max_bytes, count_done,
-                                    &n_counted));
+        const struct lease_hooks hooks = {
+            .ctx = &n_counted, .done = count_done, .dial = scene.window > 0 ? find_dial : NULL};
+        CHECK_OK(lease_owner_create(&owner, env, journal, items, scene.n, 4, max_bytes, &hooks));
         CHECK(lease_owner_stopping(owner) == NULL);
         lease_owner_set_deadline(owner, scene.deadline_s);
+        lease_owner_set_timeout(owner, 60);
     }
     int64_t mine = 0, sum = 0;
-    if (env->tensor_rank == 0) {
+    uint64_t allocs = mem_alloc_count();
+    if (env->replica < 0) {
+        CHECK_OK(lease_owner_serve(owner));
+        CHECK(scene.stops ? n_counted < scene.n : n_counted == scene.n);
+        CHECK(scene.look || mem_alloc_count() == allocs);
+    } else if (env->tensor_rank == 0) {
         CHECK_OK(lease_client_create(&client, env, owner, max_bytes, 60));
-        uint64_t allocs = mem_alloc_count();
+        allocs = mem_alloc_count();
         mine = decode_all(env, client, owner);
         CHECK_OK(lease_client_leave(client));
         if (owner) {
@@ -351,6 +408,7 @@ static void play(struct env *env, const struct scene *what)
 /* Errors that rank 0 meets by itself, in a grid of one replica. */
 static void test_errors(struct env *env)
 {
+    env->n_service = 0;
     scene = (struct scene){.n = 3, .slow = NOBODY, .absent = NOBODY};
     CHECK_OK(env_grid(env, env->size));
     if (env->rank != 0) {
@@ -363,18 +421,18 @@ static void test_errors(struct env *env)
     gen_folder(dir);
     CHECK_OK(journal_open(&journal, dir, NULL, NULL));
     make_items(3);
-    CHECK_STATUS(lease_owner_create(&owner, env, journal, items, 3, 0, SIZE_MAX, NULL, NULL),
-                 ST_SHAPE, "overflows");
-    CHECK_STATUS(lease_owner_create(&owner, env, journal, items, 3, 0, (size_t)INT_MAX, NULL, NULL),
+    CHECK_STATUS(lease_owner_create(&owner, env, journal, items, 3, 0, SIZE_MAX, NULL), ST_SHAPE,
+                 "overflows");
+    CHECK_STATUS(lease_owner_create(&owner, env, journal, items, 3, 0, (size_t)INT_MAX, NULL),
                  ST_SHAPE, "can be sent");
-    CHECK_STATUS(lease_owner_create(&owner, env, journal, items, -1, 0, 100, NULL, NULL), ST_SHAPE,
+    CHECK_STATUS(lease_owner_create(&owner, env, journal, items, -1, 0, 100, NULL), ST_SHAPE,
                  "-1 prompts");
     items[2].ordinal = items[0].ordinal;
-    CHECK_STATUS(lease_owner_create(&owner, env, journal, items, 3, 0, 100, NULL, NULL), ST_SHAPE,
+    CHECK_STATUS(lease_owner_create(&owner, env, journal, items, 3, 0, 100, NULL), ST_SHAPE,
                  "prompt 5 is listed twice");
     CHECK(owner == NULL);
     make_items(3);
-    CHECK_OK(lease_owner_create(&owner, env, journal, items, 3, 4, MAX_RECORD, NULL, NULL));
+    CHECK_OK(lease_owner_create(&owner, env, journal, items, 3, 4, MAX_RECORD, NULL));
     CHECK_OK(lease_client_create(&client, env, owner, 1000, 0));
     if (!owner || !client) {
         return;
@@ -438,6 +496,31 @@ int main(int argc, char **argv)
     if (env.size % 2 == 0) {
         play(&env, &(struct scene){.n = 20, .tensor_ranks = 2, .slow = NOBODY, .absent = NOBODY});
     }
+    for (int own = 0; own <= (env.size > 1); own++) {
+        play(&env, &(struct scene){.name = "a budget",
+                                   .n = 40,
+                                   .slow = NOBODY,
+                                   .absent = NOBODY,
+                                   .own = own,
+                                   .suspect_every = 7,
+                                   .window = 3});
+        play(&env, &(struct scene){.name = "one at a time",
+                                   .n = 12,
+                                   .slow = NOBODY,
+                                   .absent = NOBODY,
+                                   .own = own,
+                                   .window = 1});
+        play(&env, &(struct scene){
+                       .name = "nothing to do", .slow = NOBODY, .absent = NOBODY, .own = own});
+    }
+    if (env.size > 1) {
+        play(&env, &(struct scene){.name = "the file is right",
+                                   .n = 12,
+                                   .slow = NOBODY,
+                                   .absent = NOBODY,
+                                   .own = true,
+                                   .look = true});
+    }
     test_errors(&env);
     MPI_Barrier(env.world);
     const struct scene stops[] = {
@@ -445,6 +528,7 @@ int main(int argc, char **argv)
         {.name = "a deadline", .n = 60, .slow = ALL, .deadline_s = 0.15},
         {.name = "a wish", .n = 60, .slow = ALL, .stop_after = 5},
         // nobody takes that wish back: from here on every run stops
+        {.name = "a wish among those who wait", .n = 60, .slow = ALL, .stop_after = 5, .window = 2},
         {.name = "a wish from the start", .n = 20, .slow = NOBODY, .stop_after = 1},
     };
     for (size_t i = 0; i < sizeof stops / sizeof stops[0]; i++) {

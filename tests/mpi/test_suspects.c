@@ -27,39 +27,41 @@ static bool is_only(int64_t ordinal)
 
 /* ---- a policy that looks around ---- */
 
-static enum status look_begin(void *impl, const struct prompt_facts *facts, float dial,
+static enum status look_begin(const void *impl, const struct prompt_facts *facts, void *state,
                               int32_t *prefill_level)
 {
     (void)impl;
-    (void)dial;
+    (void)state;
     n_begun++;
     CHECK(is_only(facts->ordinal));
     *prefill_level = 0;
     return ST_OK;
 }
 
-static enum status look_plan(void *impl, const struct prompt_facts *facts,
-                             const struct signals *signals, float dial, struct plan *plan)
+static enum status look_plan(const void *impl, const struct prompt_facts *facts,
+                             const struct signals *signals, void *state, struct plan *plan)
 {
     (void)impl;
     (void)signals;
-    (void)dial;
+    (void)state;
     n_planned++;
     CHECK(is_only(facts->ordinal));
     return plan_add(plan, 0, 0);
 }
 
-static enum status look_observe(void *impl, const struct signals *signals, float dial,
-                                int32_t *level_from_next)
+static enum status look_observe(const void *impl, const struct prompt_facts *facts,
+                                const struct signals *signals, void *state,
+                                struct amendment *amendment)
 {
     int64_t named[N_SLOTS + 1] = {0};
     (void)impl;
+    (void)facts;
     (void)signals;
-    (void)dial;
+    (void)state;
+    (void)amendment;
     n_observed++;
     CHECK(session_suspects(session, named, N_SLOTS + 1) == 1);
     observed_mask |= 1ull << (named[0] - FIRST);
-    *level_from_next = -1;
     return ST_OK;
 }
 
@@ -115,7 +117,7 @@ static void start(struct prompt *p, int64_t ordinal, int32_t slot)
 {
     const uint64_t key[2] = {1, (uint64_t)ordinal};
     in_slot[slot] = ordinal;
-    CHECK_OK(session_start(session, p, ordinal, key, 1));
+    CHECK_OK(session_start(session, p, ordinal, key, 1, 0.5f));
 }
 
 /* Prefills what was started last, which at_work names. */

@@ -178,16 +178,16 @@ static void run(struct env *env, const char *model, const char *out, int32_t n_s
         items[i] = (struct lease_item){.ordinal = i,
                                        .attempt = 1,
                                        .cost = prompts.prompt[i].n_ids[0],
+                                       .dial = 0.5f,
                                        .alone = i < n_suspects};
     }
     if (env->rank == 0) {
         CHECK_OK(journal_open(&journal, out, no_records, NULL));
         CHECK_OK(journal_reserve(journal, max_record));
-        CHECK_OK(
-            lease_owner_create(&owner, env, journal, items, N_PROMPTS, 0, max_record, NULL, NULL));
+        CHECK_OK(lease_owner_create(&owner, env, journal, items, N_PROMPTS, 0, max_record, NULL));
         CHECK_OK(lease_client_create(&w->client, env, owner, max_record, 60));
     }
-    CHECK_OK(replica_run(&e, session, &prompts, n_slots, owner, w->client));
+    CHECK_OK(replica_run(&e, session, &prompts, n_slots, owner, w->client, NULL));
     if (owner) {
         CHECK_OK(lease_owner_serve(owner));
     }

@@ -18,6 +18,7 @@ enum op {
     OP_ATTENTION,
     OP_GLU,
     OP_ACTIVATE,
+    OP_MOMENTS,
     OP_STATS,
     OP_N
 };

@@ -1,4 +1,4 @@
-/* Layer norm and the activations without a gate.
+/* Layer norm, the activations without a gate, and moments of rows.
  * SPDX-License-Identifier: Apache-2.0
  */
 #include "tests/check.h"
@@ -107,10 +107,43 @@ static void test_activate(void)
     free(b);
 }
 
+static void moments(struct backend *be, float *out, const float *x, int32_t n_tok, int32_t n,
+                    const int32_t *cut, int32_t n_cuts)
+{
+    struct tensor x_t = rig_put(be, tensor_2d((void *)x, DT_F32, n_tok, n));
+    struct tensor o_t = rig_room(be, tensor_3d(NULL, DT_F32, n_tok, n_cuts, 2));
+    CHECK_OK(backend_moments(be, &o_t, &x_t, cut, n_cuts));
+    rig_get(be, out, &o_t);
+    rig_drop(be, &x_t);
+    rig_drop(be, &o_t);
+}
+
+static void test_moments(void)
+{
+    enum { N_TOK = 3, N = 5003, N_CUTS = 4 };
+    static const int32_t cut[N_CUTS + 1] = {0, 1, 70, 2070, N};
+    float *x = floats(N_TOK * N), a[N_TOK * N_CUTS * 2], b[N_TOK * N_CUTS * 2], alone[2];
+    moments(&ref, a, x, N_TOK, N, cut, N_CUTS);
+    moments(&dut, b, x, N_TOK, N, cut, N_CUTS);
+    COMPARE(OP_MOMENTS, b, a, N_TOK * N_CUTS * 2);
+    for (int32_t t = 0; t < N_TOK; t++) { /* a part by itself is the same bits */
+        for (int32_t c = 0; c < N_CUTS; c++) {
+            moments(&dut, alone, x + t * N + cut[c], 1, cut[c + 1] - cut[c], NULL, 1);
+            CHECK(memcmp(alone, b + 2 * (t * N_CUTS + c), sizeof alone) == 0);
+        }
+    }
+    const float four[] = {1, -2, 3, -4}, hand[] = {-1, 5, -1, 25};
+    static const int32_t halves[] = {0, 2, 4};
+    moments(&dut, a, four, 1, 4, halves, 2);
+    CHECK(memcmp(a, hand, sizeof hand) == 0);
+    free(x);
+}
+
 int cases_layer(void)
 {
     test_layernorm();
     test_activate();
-    printf("layer norm, activations: %d checks, %d failed\n", check_n_run, check_n_failed);
+    test_moments();
+    printf("layer norm, activations, moments: %d checks, %d failed\n", check_n_run, check_n_failed);
     return check_n_failed;
 }

@@ -272,6 +272,15 @@ static void test_small(void)
     CHECK_STATUS(backend_layernorm(&be, &y, &x, &gain, &bias, 0), ST_SHAPE, "bias is F32 (7)");
     CHECK_STATUS(backend_layernorm(&be, &y, &x, &bias, NULL, 0), ST_SHAPE, "gain is F32 (7)");
 
+    struct tensor sums = tensor_3d(g, DT_F32, 2, 2, 2), one = tensor_3d(g, DT_F32, 2, 1, 2);
+    static const int32_t part[] = {0, 3, 8}, short_part[] = {0, 3, 7};
+    CHECK_OK(backend_moments(&be, &sums, &x, part, 2));
+    CHECK_OK(backend_moments(&be, &one, &x, NULL, 1));
+    CHECK_STATUS(backend_moments(&be, &one, &x, part, 2), ST_SHAPE, "out is F32 (2, 1, 2)");
+    CHECK_STATUS(backend_moments(&be, &sums, &x, short_part, 2), ST_SHAPE, "0 to 7");
+    CHECK_STATUS(backend_moments(&be, &sums, &x, NULL, 2), ST_SHAPE, "without cuts");
+    CHECK_STATUS(backend_moments(&be, &sums, &sums, part, 2), ST_SHAPE, "x is F32 (2, 2, 2)");
+
     CHECK_OK(backend_activate(&be, &y, &x, ACT_GELU_TANH));
     CHECK_OK(backend_activate(&be, &y, &y, ACT_GELU_ERF));
     CHECK_STATUS(backend_activate(&be, &bad, &x, ACT_GELU_ERF), ST_SHAPE, "y is F32 (2, 7)");

@@ -27,6 +27,7 @@ static struct {
     [OP_ATTENTION] = {"attention", 1e-6, 0},
     [OP_GLU] = {"glu", 1e-6, 0},
     [OP_ACTIVATE] = {"activate", 1e-6, 0},
+    [OP_MOMENTS] = {"moments", 1e-6, 0},
     [OP_STATS] = {"logit_stats", 1e-6, 0},
 };
 

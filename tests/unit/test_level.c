@@ -140,10 +140,11 @@ static void check_policy(const char *name, const char *key, const char *value, c
     level_table_init(&t, &small, HELD, 0, 16, 16);
     CHECK_OK(plan_create(&plan, 8));
     CHECK_OK(registry_open_policy(&policy, &s, &t));
-    struct prompt_facts facts = {.task = "", .n_prompt_tok = 5, .max_new_tokens = 8};
+    struct prompt_facts facts = {
+        .task = "", .n_prompt_tok = 5, .max_new_tokens = 8, .dial = policy.dial};
     struct signals signals = {.step = -1};
-    CHECK_OK(policy_begin(&policy, &facts, &plan.prefill));
-    CHECK_OK(policy_plan(&policy, &facts, &signals, t.n, &plan));
+    CHECK_OK(policy_begin(&policy, &facts, NULL, t.n, &plan.prefill));
+    CHECK_OK(policy_plan(&policy, &facts, &signals, NULL, t.n, &plan));
     got[0] = (char)('0' + t.level[plan.prefill].max_bits);
     got[1] = '|';
     for (int32_t i = 0; i < 8; i++) {
@@ -152,9 +153,9 @@ static void check_policy(const char *name, const char *key, const char *value, c
     if (!CHECK(strcmp(got, want) == 0)) {
         fprintf(stderr, "    %s: found %s, expected %s\n", name, got, want);
     }
-    int32_t next = 0;
-    CHECK_OK(policy_observe(&policy, &signals, t.n, &next));
-    CHECK(next == -1);
+    struct amendment amendment = {0};
+    CHECK_OK(policy_observe(&policy, &facts, &signals, NULL, t.n, &amendment));
+    CHECK(amendment.level == -1 && amendment.probe == -1);
     policy_close(&policy);
     plan_free(&plan);
     level_table_release(&t);

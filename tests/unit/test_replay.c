@@ -30,9 +30,9 @@ static struct turn_record turns0[2] = {
      .n_steps = 3,
      .n_switches = 2},
     {.n_prompt_tok = 2, .n_new_tok = 1, .prefill_level = 1, .token0 = 20, .logprob0 = -0.25f}};
-static struct step_record steps0[3] = {{0, 0, 0, 11, -0.5f, 0.25f, 1.0f, 0},
-                                       {0, 1, 0, 12, -0.75f, 0.125f, 2.0f, 0},
-                                       {0, 2, 1, 13, -1.0f, 0.5f, 3.0f, 0}};
+static struct step_record steps0[3] = {{0, 0, 0, 11, -0.5f, 0.25f, 1.0f, 0, 1, 0, 0, 0, 0, 0},
+                                       {0, 1, 0, 12, -0.75f, 0.125f, 2.0f, 0, 1, 0, 0, 0, 0, 0},
+                                       {0, 2, 1, 13, -1.0f, 0.5f, 3.0f, 0, 1, 0, 0, 0, 0, 0}};
 static struct plan_switch switches0[2] = {{0, 0}, {2, 1}};
 static struct turn_record turns2[1] = {{.n_prompt_tok = 3,
                                         .n_new_tok = 3,
@@ -40,8 +40,8 @@ static struct turn_record turns2[1] = {{.n_prompt_tok = 3,
                                         .token0 = 30,
                                         .n_steps = 2,
                                         .n_switches = 1}};
-static struct step_record steps2[2] = {{0, 0, 1, 31, -2.0f, 0, 0, 0},
-                                       {0, 1, 1, 32, -3.0f, 0, 0, 0}};
+static struct step_record steps2[2] = {{0, 0, 1, 31, -2.0f, 0, 0, 0, 1, 0, 0, 0, 0, 0},
+                                       {0, 1, 1, 32, -3.0f, 0, 0, 0, 1, 0, 0, 0, 0, 0}};
 static struct plan_switch switches2[1] = {{0, 1}};
 static struct finished_record finished[2] = {{.ordinal = 0,
                                               .n_turns = 2,
@@ -303,8 +303,8 @@ static void check_plan(struct policy *p, const struct level_table *t, int32_t or
         .ordinal = ordinal, .turn = turn, .task = "", .max_new_tokens = most};
     struct signals signals = {.step = -1};
     CHECK_OK(plan_create(&plan, most));
-    CHECK_OK(policy_begin(p, &facts_, &plan.prefill));
-    CHECK_OK(policy_plan(p, &facts_, &signals, t->n, &plan));
+    CHECK_OK(policy_begin(p, &facts_, NULL, t->n, &plan.prefill));
+    CHECK_OK(policy_plan(p, &facts_, &signals, NULL, t->n, &plan));
     snprintf(got, sizeof got, "%s |", t->level[plan.prefill].text);
     for (int32_t i = 0; i < 4; i++) {
         size_t used = strlen(got);
@@ -345,7 +345,7 @@ static void test_policies(void)
                "3,0.down_proj=2 | 3,0.down_proj=2 3,0.down_proj=2 3,0.down_proj=2 3,0.down_proj=2");
     check_plan(&p, &t, 2, 0, 4,
                "4 | 3,0.down_proj=2 3,0.down_proj=2 3,0.down_proj=2 3,0.down_proj=2");
-    CHECK_STATUS(policy_begin(&p, &none, &level), ST_USER,
+    CHECK_STATUS(policy_begin(&p, &none, NULL, t.n, &level), ST_USER,
                  "test_replay.h5 has no plan for prompt 1, turn 0; it holds the plans of 3 turns");
     snprintf(digest, sizeof digest, "%s", policy_digest(&p));
     CHECK(strlen(digest) == 32);

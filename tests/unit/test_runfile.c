@@ -51,10 +51,11 @@ static struct turn_record turns0[2] = {{.n_prompt_tok = 10,
                                         .n_switches = 1,
                                         .prefill_s = 0.125f,
                                         .decode_s = 0.25f}};
-static struct step_record steps0[4] = {{0, 0, 0, 101, -0.5f, 1.0f, 0.5f, 1},
-                                       {0, 1, 0, 102, -0.25f, 1.0f, 0.5f, 2},
-                                       {0, 2, 1, 103, -0.25f, 1.0f, 0.5f, 3},
-                                       {1, 0, 2, 201, -1.0f, 1.0f, 0.5f, 5}};
+static struct step_record steps0[4] = {
+    {0, 0, 0, 101, -0.5f, 1.0f, 0.5f, 1, 0.5f, 2, 1, 2, 3, 4},
+    {0, 1, 0, 102, -0.25f, 1.0f, 0.5f, 2, 0.25f, 0.125f, 1, 2, 3, 4},
+    {0, 2, 1, 103, -0.25f, 1.0f, 0.5f, 3, 0.75f, 2, 1, 2, 3, 4},
+    {1, 0, 2, 201, -1.0f, 1.0f, 0.5f, 5, 1.0f, 2, 1, 2, 3, 4}};
 static struct plan_switch switches0[3] = {{0, 0}, {2, 1}, {0, 2}};
 static struct pass_record passes0[3] = { // not in order: they are sorted when written
     {.pass = 2,
@@ -99,8 +100,8 @@ static struct turn_record turns2[1] = {{.n_prompt_tok = 6,
                                         .n_switches = 1,
                                         .prefill_s = 0.5f,
                                         .decode_s = 1.0f}};
-static struct step_record steps2[2] = {{0, 0, 1, 301, -0.5f, 1.0f, 0.5f, 1},
-                                       {0, 1, 1, 302, -0.5f, 1.0f, 0.5f, 2}};
+static struct step_record steps2[2] = {{0, 0, 1, 301, -0.5f, 1.0f, 0.5f, 1, 0.5f, 2, 1, 2, 3, 4},
+                                       {0, 1, 1, 302, -0.5f, 1.0f, 0.5f, 2, 0.5f, 2, 1, 2, 3, 4}};
 static struct plan_switch switches2[1] = {{0, 1}};
 static struct pass_record passes2[3] = {{.pass = 1,
                                          .kind = PASS_DECODE,
@@ -302,6 +303,12 @@ static void test_tables(const char *path)
     COLUMN("steps", "avg_bits", 4, 4, 2, 3.5, 2, 2);
     COLUMN("steps", "token", 101, 102, 103, 201, 301, 302);
     COLUMN("steps", "logprob", -0.5, -0.25, -0.25, -1, -0.5, -0.5);
+    COLUMN("steps", "max_prob", 0.5, 0.25, 0.75, 1, 0.5, 0.5);
+    COLUMN("steps", "probe_kl", 2, 0.125, 2, 2, 2, 2);
+    COLUMN("steps", "hidden_mean", 1, 1, 1, 1, 1, 1);
+    COLUMN("steps", "hidden_rms", 2, 2, 2, 2, 2, 2);
+    COLUMN("steps", "k_norm", 3, 3, 3, 3, 3, 3);
+    COLUMN("steps", "v_norm", 4, 4, 4, 4, 4, 4);
     // passes 1 and 2 of replica 0 are rows 1 and 2; 3 and 5 were lost; replica 1 has rows 3 and 4
     COLUMN("steps", "pass", 1, 2, -1, -1, 3, 4);
 
@@ -458,7 +465,7 @@ static void test_attributes(const char *path)
     int n_sets = 0;
     CHECK(H5Ovisit2(file, H5_INDEX_NAME, H5_ITER_INC, visit, &n_sets,
                     H5O_INFO_BASIC | H5O_INFO_TIME) >= 0);
-    CHECK(n_sets == 8 + 3 + 1 + 14); // tables, features, config, metrics
+    CHECK(n_sets == 9 + 3 + 1 + 14); // tables, features, config, metrics
     CHECK(has_text(file, "format", "pmpd run"));
     hid_t group = H5Gopen2(file, "provenance", H5P_DEFAULT);
     CHECK(has_text(group, "git_revision", "abc123") && has_text(group, "seed", "0"));
@@ -557,7 +564,8 @@ static void test_large(const char *folder)
     float *features = calloc((size_t)2 * N * 3, sizeof *features);
     double *found = calloc(N, sizeof *found);
     for (int i = 0; i < N; i++) {
-        steps[i] = (struct step_record){0, i, i % 3, i * 7, -0.5f, 1, 1, (uint32_t)i};
+        steps[i] =
+            (struct step_record){0, i, i % 3, i * 7, -0.5f, 1, 1, (uint32_t)i, 1, 0, 0, 0, 0, 0};
         features[i * 3] = (float)i;
         features[(N + i) * 3 + 2] = (float)-i;
     }

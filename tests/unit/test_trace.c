@@ -33,9 +33,10 @@ static struct turn_record turns[2] = {{.n_prompt_tok = 5,
                                        .n_switches = 1,
                                        .prefill_s = 0.125f,
                                        .decode_s = 0.25f}};
-static struct step_record steps[3] = {{0, 0, 0, 21, -0.25f, 0.5f, 3.0f, 7},
-                                      {0, 1, 1, 22, -2.0f, 1.0f, 0.5f, 8},
-                                      {1, 0, 1, -1, -0.125f, 0.25f, 4.0f, 4294967295u}};
+static struct step_record steps[3] = {
+    {0, 0, 0, 21, -0.25f, 0.5f, 3.0f, 7, 0.75f, 0.125f, 1, 2, 3, 4},
+    {0, 1, 1, 22, -2.0f, 1.0f, 0.5f, 8, 0.5f, 0, 5, 6, 7, 8},
+    {1, 0, 1, -1, -0.125f, 0.25f, 4.0f, 4294967295u, 1, 2, 9, 10, 11, 12}};
 static struct plan_switch switches[3] = {{0, 0}, {1, 1}, {0, 1}};
 static struct pass_record passes[2] = {{.pass = 7,
                                         .kind = PASS_PREFILL,
@@ -56,6 +57,9 @@ static struct pass_record passes[2] = {{.pass = 7,
                                         .comm_us = 2.0f,
                                         .weight_bytes = 1000,
                                         .kv_bytes = 2000}};
+static struct decision_record decisions[] = {
+    {.asked = -1, .step = 2, .level = 1, .probe = -1, .dial = 0.25f, .latency_us = 7.5f},
+    {.turn = 1, .asked = 3, .step = 4, .level = -1, .probe = 2, .dial = 0.25f, .latency_us = 3}};
 static float features[12] = {1, 2, 3, 4, 5, 6, -1, -2, -3, -4, -5, -6};
 
 static struct finished_record sample(void)
@@ -71,12 +75,14 @@ static struct finished_record sample(void)
                                     .n_steps = 3,
                                     .n_switches = 3,
                                     .n_passes = 2,
+                                    .n_decisions = 2,
                                     .n_feature_tok = 3,
                                     .feature_dim = 2,
                                     .turns = turns,
                                     .steps = steps,
                                     .switches = switches,
                                     .passes = passes,
+                                    .decisions = decisions,
                                     .features = features};
 }
 
@@ -103,6 +109,9 @@ static void check_equal(const struct finished_record *a, const struct finished_r
         CHECK_NEAR(p->time_us, q->time_us, 0);
         CHECK_NEAR(p->comm_us, q->comm_us, 0);
     }
+    CHECK(a->n_decisions == b->n_decisions);
+    CHECK(!a->n_decisions ||
+          memcmp(a->decisions, b->decisions, (size_t)a->n_decisions * sizeof *a->decisions) == 0);
     for (int i = 0; i < 2 * a->n_feature_tok * a->feature_dim; i++) {
         CHECK_NEAR(a->features[i], b->features[i], 0);
     }
@@ -112,22 +121,25 @@ static void check_equal(const struct finished_record *a, const struct finished_r
 static void test_bytes(void)
 {
     static const unsigned char expected[] = {
-        2,    0,    0,    0,                                           // version
-        0x9a, 0x78, 0x56, 0x34, 0x12, 0,    0,    0,                   // ordinal
-        0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11,                // key
-        2,    0,    0,    0,    0,    0,    0,    0,                   //
-        1,    0,    0,    0,    3,    0,    0,    0,    5, 0, 0,    0, // attempt, epoch, replica
-        0,    0,    0,    0,    0,    0,    0xf8, 0x3f,                // 1.5
-        0,    0,    0,    0,    0,    0,    0xe8, 0x3f,                // 0.75
-        1,    0,    0,    0,    0,    0,    0,    0,    0, 0, 0,    0,
-        0,    0,    0,    0,                         // 1 turn, no steps, switches, passes
-        0,    0,    0,    0,    0,    0,    0,    0, // no features
-        2,    0,    0,    0,    2,    0,    0,    0,    0, 0, 0,    0,
-        1,    0,    0,    0,    // turn: tokens, finish, prefill level
-        0xfe, 0xff, 0xff, 0xff, // token0 -2
-        0,    0,    0x80, 0xbf, 0,    0,    0,    0x3f, 0, 0, 0x80, 0x3f, // -1, 0.5, 1
-        0,    0,    0,    0,    0,    0,    0,    0,                      // steps, switches
-        0,    0,    0,    0x3e, 0,    0,    0x80, 0x3e,                   // 0.125, 0.25
+        3, 0, 0, 0,                                     // version
+        0x9a, 0x78, 0x56, 0x34, 0x12, 0, 0, 0,          // ordinal
+        0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11, // key
+        2, 0, 0, 0, 0, 0, 0, 0,                         //
+        1, 0, 0, 0, 3, 0, 0, 0, 5, 0, 0, 0,             // attempt, epoch, replica
+        0, 0, 0, 0, 0, 0, 0xf8, 0x3f,                   // 1.5
+        0, 0, 0, 0, 0, 0, 0xe8, 0x3f,                   // 0.75
+        1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+        0,                                                 // 1 turn, no steps ... decisions
+        0, 0, 0, 0, 0, 0, 0, 0,                            // no features
+        2, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0,    // turn:
+                                                           // tokens,
+                                                           // finish,
+                                                           // prefill
+                                                           // level
+        0xfe, 0xff, 0xff, 0xff,                            // token0 -2
+        0, 0, 0x80, 0xbf, 0, 0, 0, 0x3f, 0, 0, 0x80, 0x3f, // -1, 0.5, 1
+        0, 0, 0, 0, 0, 0, 0, 0,                            // steps, switches
+        0, 0, 0, 0x3e, 0, 0, 0x80, 0x3e,                   // 0.125, 0.25
     };
     struct turn_record turn = turns[1];
     turn.token0 = -2;
@@ -135,7 +147,8 @@ static void test_bytes(void)
     turn.n_switches = 0;
     struct finished_record r = sample();
     r.n_turns = 1;
-    r.n_steps = r.n_switches = r.n_passes = r.n_feature_tok = r.feature_dim = 0;
+    r.n_steps = r.n_switches = r.n_passes = r.n_decisions = 0;
+    r.n_feature_tok = r.feature_dim = 0;
     r.turns = &turn;
     unsigned char buf[sizeof expected + 1];
     memset(buf, 0xee, sizeof buf);
@@ -157,7 +170,7 @@ static void test_round_trip(void)
 {
     struct finished_record r = sample(), back;
     size_t n = trace_packed_bytes(&r);
-    CHECK(n == 80 + 2 * 48 + 3 * 32 + 3 * 8 + 2 * 48 + 12 * 4);
+    CHECK(n == 84 + 2 * 48 + 3 * 56 + 3 * 8 + 2 * 48 + 2 * 28 + 12 * 4);
     unsigned char *buf = malloc(n + 1), *again = malloc(n);
     uint64_t allocs = mem_alloc_count();
     trace_pack(buf + 1, n, &r); // no alignment is asked for
@@ -200,7 +213,11 @@ enum change {
     FINISH,
     KIND,
     NEW_TOK,
-    WRAP
+    WRAP,
+    DECISIONS_NEGATIVE,
+    DECISION_TURN,
+    DECISION_STEP,
+    DECISION_LEVEL
 };
 
 static void put_i32(unsigned char *at, int32_t x)
@@ -210,17 +227,19 @@ static void put_i32(unsigned char *at, int32_t x)
     }
 }
 
-/* Offsets of the format, worked out by hand: head 80, turns 48, steps 32, switches 8, passes 48. */
+/* Offsets of the format, worked out by hand: head 84, turns 48, steps 56, switches 8, passes 48,
+ * decisions 28. */
 static void check_refused(enum change change, const char *part)
 {
     struct finished_record r = sample(), back;
     size_t n = trace_packed_bytes(&r);
     unsigned char *buf = calloc(n + 1, 1);
     trace_pack(buf, n, &r);
-    unsigned char *turn0 = buf + 80, *step0 = turn0 + 2 * 48, *pass0 = step0 + 3 * 32 + 3 * 8;
+    unsigned char *turn0 = buf + 84, *step0 = turn0 + 2 * 48, *pass0 = step0 + 3 * 56 + 3 * 8,
+                  *decision0 = pass0 + 2 * 48;
     switch (change) {
     case VERSION:
-        put_i32(buf, 1);
+        put_i32(buf, 2);
         break;
     case TURNS_0:
         put_i32(buf + 56, 0);
@@ -238,15 +257,15 @@ static void check_refused(enum change change, const char *part)
         put_i32(buf + 60, -3);
         break;
     case FEATURES_HUGE:
-        put_i32(buf + 72, 0x7fffffff);
         put_i32(buf + 76, 0x7fffffff);
+        put_i32(buf + 80, 0x7fffffff);
         break;
     case FEATURES_NEGATIVE: // the product is right, the factors are not
-        put_i32(buf + 72, -3);
-        put_i32(buf + 76, -2);
+        put_i32(buf + 76, -3);
+        put_i32(buf + 80, -2);
         break;
     case FEATURES_ONE:
-        put_i32(buf + 76, 0);
+        put_i32(buf + 80, 0);
         break;
     case LONGER:
         n++;
@@ -261,10 +280,10 @@ static void check_refused(enum change change, const char *part)
         put_i32(turn0 + 48 + 36, 2);
         break;
     case STEP_TURN:
-        put_i32(step0 + 64, 0);
+        put_i32(step0 + 112, 0);
         break;
     case STEP_ORDER:
-        put_i32(step0 + 32 + 4, 0);
+        put_i32(step0 + 56 + 4, 0);
         break;
     case FINISH:
         put_i32(turn0 + 8, 2);
@@ -279,6 +298,18 @@ static void check_refused(enum change change, const char *part)
         put_i32(turn0 + 32, 0x7fffffff);
         put_i32(turn0 + 48 + 32, 0x7fffffff);
         break;
+    case DECISIONS_NEGATIVE:
+        put_i32(buf + 72, -1);
+        break;
+    case DECISION_TURN:
+        put_i32(decision0, 2);
+        break;
+    case DECISION_STEP: // takes effect before it is asked for
+        put_i32(decision0 + 28 + 8, 3);
+        break;
+    case DECISION_LEVEL:
+        put_i32(decision0 + 12, -2);
+        break;
     }
     CHECK_STATUS(trace_unpack(&back, buf, n), ST_FORMAT, part);
     CHECK(back.turns == NULL && back.n_turns == 0);
@@ -287,7 +318,7 @@ static void check_refused(enum change change, const char *part)
 
 static void test_refusals(void)
 {
-    check_refused(VERSION, "version 1; this program reads version 2");
+    check_refused(VERSION, "version 2; this program reads version 3");
     check_refused(TURNS_0, "0 turns; expected 1 to 16");
     check_refused(TURNS_17, "17 turns; expected 1 to 16");
     check_refused(TURNS_NEGATIVE, "-2 turns");
@@ -306,8 +337,33 @@ static void test_refusals(void)
     check_refused(KIND, "pass 8 has kind -1");
     check_refused(NEW_TOK, "turn 0 has a negative count");
     check_refused(WRAP, "add up to 4294967294 steps");
+    check_refused(DECISIONS_NEGATIVE, "-1 decisions");
+    check_refused(DECISION_TURN, "decision 0 of turn 2, asked after step -1, for step 2");
+    check_refused(DECISION_STEP, "decision 1 of turn 1, asked after step 3, for step 3");
+    check_refused(DECISION_LEVEL, "has level -2 and probe -1");
     struct finished_record back;
-    CHECK_STATUS(trace_unpack(&back, "", 0), ST_FORMAT, "0 bytes; its head alone has 80");
+    CHECK_STATUS(trace_unpack(&back, "", 0), ST_FORMAT, "0 bytes; its head alone has 84");
+}
+
+static void test_count_levels(void)
+{
+    struct finished_record r = sample();
+    size_t n = trace_packed_bytes(&r);
+    unsigned char *buf = malloc(n);
+    int64_t n_steps[8] = {100}, expected[8] = {100};
+    for (int i = 0; i < r.n_steps; i++) {
+        expected[r.steps[i].level]++;
+    }
+    trace_pack(buf, n, &r);
+    CHECK_OK(trace_count_levels(n_steps, 8, buf, n)); // adds
+    CHECK(memcmp(n_steps, expected, sizeof n_steps) == 0);
+    CHECK_STATUS(trace_count_levels(n_steps, 8, buf, n - 1), ST_FORMAT, "do not make");
+    int32_t most = 0;
+    for (int i = 0; i < r.n_steps; i++) {
+        most = r.steps[i].level > most ? r.steps[i].level : most;
+    }
+    CHECK_STATUS(trace_count_levels(n_steps, most, buf, n), ST_FORMAT, "ran at level");
+    free(buf);
 }
 
 static void test_mutations(void)
@@ -321,7 +377,7 @@ static void test_mutations(void)
     for (int round = 0; round < 200000; round++) {
         state = state * 6364136223846793005u + 1442695040888963407u;
         // counts are where it hurts: most of the damage goes to the head and the turns
-        size_t range = round % 4 ? 80 + 2 * 48 : n;
+        size_t range = round % 4 ? 84 + 2 * 48 : n;
         size_t where = (size_t)(state >> 33) % range;
         size_t bytes = round % 8 == 7 ? (size_t)(state >> 13) % (n + 1) : n;
         unsigned char *buf = malloc(bytes ? bytes : 1);
@@ -352,6 +408,7 @@ int main(void)
     test_bytes();
     test_round_trip();
     test_refusals();
+    test_count_levels();
     test_mutations();
     return check_report();
 }
