@@ -101,7 +101,7 @@ static void stand_in_close(struct stand_in *s)
 
 /* ---- replicas ---- */
 
-enum stage { STAGE_PAUSE, STAGE_LEASE, STAGE_PLAN, STAGE_DONE };
+enum stage { STAGE_PAUSE, STAGE_LEASE, STAGE_PLAN, STAGE_FINISH, STAGE_DONE };
 struct replica {
     enum stage stage;
     struct service_client *client; /* owned */
@@ -169,7 +169,6 @@ static enum status take_plan(struct cast *c, struct replica *r)
 {
     struct signals signals = {.step = -1};
     struct policy_request request = {.signals = &signals, .plan = &r->plan};
-    struct turn_record turn = {.n_new_tok = 1};
     float latency_us = 0;
     bool there = false;
     TRY(service_client_look(r->client, 0, &there));
@@ -178,6 +177,17 @@ static enum status take_plan(struct cast *c, struct replica *r)
     }
     TRY(r->remote.take(r->remote.ctx, 0, &request, &latency_us));
     samples_add(&c->plan_us, (double)latency_us);
+    r->stage = STAGE_FINISH;
+    return ST_OK;
+}
+
+/* As soon as the rank's last record is taken: waiting would hold up the others that it plays. */
+static enum status finish(struct cast *c, struct replica *r)
+{
+    struct turn_record turn = {.n_new_tok = 1};
+    if (lease_client_is_sending(c->leases)) {
+        return ST_OK;
+    }
     struct finished_record record = {.ordinal = r->item.ordinal,
                                      .key = {r->item.key[0], r->item.key[1]},
                                      .attempt = 1,
@@ -205,6 +215,9 @@ static enum status play(struct cast *c, struct lease_owner *owner)
                 TRY(ask_lease(c, i));
             } else if (r->stage == STAGE_PLAN) {
                 TRY(take_plan(c, r));
+            } else if (r->stage == STAGE_FINISH) {
+                TRY(finish(c, r));
+                TRY(lease_client_progress(c->leases, &stop));
             }
             n_done += r->stage == STAGE_DONE;
         }
