@@ -6,7 +6,7 @@ import tempfile
 
 import h5py
 
-from common import TINY, main, pmpd, read_run
+from common import TINY, main, pmpd, read_run, result
 from faults import DONE, ERROR, USER_ERROR, FaultCase, records_of, start
 
 LAG = 3
@@ -69,6 +69,10 @@ class Service(FaultCase):
         self.assertGreater(len(set(dials[WINDOW:])), 1)  # the controller moves it
         self.assertEqual(self.states("free-0"), [])
         self.check_budget("budget-0")
+        said = pmpd("inspect", self.folder / "budget-0").stdout.decode()
+        self.assertRegex(said, r"(?s)rows.*decisions +\d+.*budget +8\n")
+        said = result("inspect", self.folder / "budget-0")
+        self.assertEqual(said["rows"]["budget"], self.n_prompts)
 
     def check_decisions(self, name):
         """/decisions alone says at which level every step ran: the prefill level, then what took effect."""
