@@ -49,6 +49,11 @@ static enum status cpu_open(struct backend *be, const struct backend_options *op
     TRY(MEM_NEW(&cpu, 1));
     cpu->isa = isa;
     cpu->n_threads = n_threads > 0 ? n_threads : 1;
+    enum status st = MEM_NEW(&cpu->shares, cpu->n_threads);
+    if (st != ST_OK) {
+        mem_free(cpu);
+        return st;
+    }
     be->impl = cpu;
     return ST_OK;
 }
@@ -58,6 +63,8 @@ static void cpu_close(struct backend *be)
     struct cpu *cpu = be->impl;
     mem_free(cpu->rows.data);
     mem_free(cpu->acts.data);
+    mem_free(cpu->last.x.data);
+    mem_free(cpu->shares);
     mem_free(cpu->scores.data);
     mem_free(cpu);
 }

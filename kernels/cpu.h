@@ -10,6 +10,8 @@
 #ifndef PMPD_KERNELS_CPU_H
 #define PMPD_KERNELS_CPU_H
 
+#include <stdatomic.h>
+
 #include "core/backend.h"
 #include "kernels/cpu_arena.h"
 #include "kernels/cpu_nested.h"
@@ -109,11 +111,27 @@ extern const struct cpu_isa cpu_isa_scalar;
 const struct cpu_isa *cpu_isa_avx2(void);
 const struct cpu_isa *cpu_isa_avx512(void);
 
+/* The activations that were quantised last: q, k and v, or gate and up, have the same. */
+struct cpu_quantised {
+    struct host_scratch x; /* a copy of them */
+    size_t n_tok;          /* 0: none */
+    int32_t n_cols, act_cols;
+    bool for_look_ups;
+};
+
+/* A thread's run of tiles; whoever is done with his own takes of another's. */
+struct cpu_share {
+    _Alignas(64) atomic_int next;
+    int end;
+};
+
 struct cpu {
     const struct cpu_isa *isa;
     int n_threads;
     struct host_scratch rows;   /* (n_threads, row_floats): decoded weights */
-    struct host_scratch acts;   /* quantised activations of a product */
+    struct host_scratch acts;   /* quantised activations of the last product */
+    struct cpu_quantised last;  /* what they are of */
+    struct cpu_share *shares;   /* (n_threads) tiles of a product */
     struct host_scratch scores; /* attention, see cpu_attention.c */
     /* of nested matrices: planes by number, levels by precision */
     struct cpu_arena planes[BITS_MAX], levels[BITS_ALL];

@@ -188,13 +188,15 @@ enum way { BY_LOOK_UP, BY_DOTS, BY_ROWS };
 
 /* One product of at most NESTED_TOKENS tokens, as every thread needs it. */
 struct pass {
-    const struct cpu *cpu;
+    struct cpu *cpu;
     const struct nested_matrix *w;
     const float *x; /* of the first of its tokens */
     const int32_t *cut;
     int32_t n_segments, act_cols;
     struct cpu_output out;
-    size_t first_token;           /* in out */
+    size_t first_token; /* in out */
+    int n_tok, n_shares;
+    bool for_look_ups, is_quantised;
     enum way way[BITS_ALL];       /* of each precision */
     int n_of[BITS_ALL];           /* tokens of each precision, listed in token[] one precision */
     int at_of[BITS_ALL];          /* after the other from here */
@@ -264,10 +266,10 @@ static size_t lay_out_acts(struct nested_acts *acts, char *base, const struct ne
 }
 
 enum {
-    TABLE_BYTES = 4,
-    WEIGHTS_PER_MULTIPLY = 8
-}; /* of look-up tables per column (codes take one);
- look-ups in the time of a multiply-add */
+    TILES_AT_ONCE = 4,       /* look-ups: what a thread takes from a share */
+    TABLE_BYTES = 4,         /* of look-up tables per column; codes take one */
+    WEIGHTS_PER_MULTIPLY = 8 /* look-ups in the time of a multiply-add */
+};
 
 /* Room for whatever product of this matrix comes, so that the token loop allocates nothing. */
 static enum status reserve(struct cpu *cpu, const struct nested_matrix *w)
@@ -277,7 +279,15 @@ static enum status reserve(struct cpu *cpu, const struct nested_matrix *w)
     TRY(host_scratch_reserve(&cpu->rows, n));
     size_t one = lay_out_acts(NULL, NULL, w, 1, TABLE_BYTES);
     size_t many = lay_out_acts(NULL, NULL, w, NESTED_TOKENS, 1);
-    TRY(host_scratch_reserve(&cpu->acts, (one > many ? one : many) / sizeof(float)));
+    n = (one > many ? one : many) / sizeof(float);
+    if (n > cpu->acts.n) {
+        cpu->last.n_tok = 0; /* what was there is lost */
+        TRY(host_scratch_reserve(&cpu->acts, n));
+    }
+    if (NESTED_TOKENS * (size_t)w->n_cols > cpu->last.x.n) {
+        cpu->last.n_tok = 0;
+        TRY(host_scratch_reserve(&cpu->last.x, NESTED_TOKENS * (size_t)w->n_cols));
+    }
     return ST_OK;
 }
 
@@ -413,51 +423,90 @@ static void quantise(const struct pass *pass, int thread, int n_threads)
     const struct nested_loops *loops = pass->cpu->isa->nested;
     int32_t n_cols = pass->w->n_cols, width = pass->act_cols;
     int32_t n_acts = pass->w->n_cols_padded / width;
+    for (int token = 0; token < pass->n_tok; token++) {
+        const float *x = pass->x + (size_t)token * (size_t)n_cols;
+        for (int32_t a = n_acts * thread / n_threads; a < n_acts * (thread + 1) / n_threads; a++) {
+            float filled[NESTED_ACT_MAX] = {0};
+            const float *from = x + (size_t)a * (size_t)width;
+            if ((a + 1) * width > n_cols) {
+                int32_t n = n_cols - a * width;
+                memcpy(filled, n > 0 ? from : filled, sizeof *filled * (size_t)(n > 0 ? n : 0));
+                from = filled;
+            }
+            (pass->for_look_ups ? loops->tables : loops->codes)(&pass->acts[token], from, a, width);
+        }
+    }
+}
+
+static void multiply_tile(const struct pass *pass, const struct lane *lane, int32_t t)
+{
     for (int b = 1; b <= BITS_MAX; b++) {
-        for (int i = 0; i < pass->n_of[b] && pass->way[b] != BY_ROWS; i++) {
-            int token = pass->token[pass->at_of[b] + i];
-            const float *x = pass->x + (size_t)token * (size_t)n_cols;
-            for (int32_t a = n_acts * thread / n_threads; a < n_acts * (thread + 1) / n_threads;
-                 a++) {
-                float filled[NESTED_ACT_MAX] = {0};
-                const float *from = x + (size_t)a * (size_t)width;
-                if ((a + 1) * width > n_cols) {
-                    int32_t n = n_cols - a * width;
-                    memcpy(filled, n > 0 ? from : filled, sizeof *filled * (size_t)(n > 0 ? n : 0));
-                    from = filled;
-                }
-                (pass->way[b] == BY_LOOK_UP ? loops->tables : loops->codes)(&pass->acts[token],
-                                                                            from, a, width);
+        if (pass->n_of[b] == 0) {
+            continue;
+        }
+        if (pass->way[b] == BY_LOOK_UP) {
+            tile_by_look_up(pass, lane, t, b);
+        } else if (pass->way[b] == BY_DOTS) {
+            tile_by_dots(pass, lane, t, b);
+        } else {
+            tile_by_rows(pass, lane, t, b);
+        }
+    }
+}
+
+/* A thread's share of a product: of the activations, then, when all are there, of the tiles; its
+ * own run first, then what others have left of theirs, since no two threads are equally fast. */
+static void work(const struct pass *pass, int thread, int n_threads)
+{
+    size_t lane_floats = lay_out(NULL, NULL, pass->w) / sizeof(float);
+    struct lane lane = {0};
+    lay_out(&lane, (char *)(pass->cpu->rows.data + (size_t)thread * lane_floats), pass->w);
+    if (!pass->is_quantised) {
+        quantise(pass, thread, n_threads);
+        if (n_threads > 1) {
+#pragma omp barrier
+        }
+    }
+    /* tiles of one token are read in a moment, and best several in a row */
+    int at_once = pass->for_look_ups ? TILES_AT_ONCE : 1;
+    for (int i = 0; i < pass->n_shares; i++) {
+        struct cpu_share *share = &pass->cpu->shares[(thread + i) % pass->n_shares];
+        int t;
+        while ((t = atomic_fetch_add_explicit(&share->next, at_once, memory_order_relaxed)) <
+               share->end) {
+            for (int end = t + at_once; t < end && t < share->end; t++) {
+                multiply_tile(pass, &lane, t);
             }
         }
     }
 }
 
-/* A thread's share of a product: of the activations, then, when all are there, of the tiles. */
-static void work(const struct pass *pass, int thread, int n_threads)
+/* Whether these activations are the last product's; if not, they are from now on. */
+static bool were_quantised(struct cpu *cpu, const struct pass *pass)
 {
-    size_t lane_floats = lay_out(NULL, NULL, pass->w) / sizeof(float);
-    struct lane lane;
-    lay_out(&lane, (char *)(pass->cpu->rows.data + (size_t)thread * lane_floats), pass->w);
-    quantise(pass, thread, n_threads);
-    if (n_threads > 1) {
-#pragma omp barrier
+    struct cpu_quantised *last = &cpu->last;
+    size_t n = (size_t)pass->n_tok * (size_t)pass->w->n_cols;
+    if (last->n_tok == (size_t)pass->n_tok && last->n_cols == pass->w->n_cols &&
+        last->act_cols == pass->act_cols && last->for_look_ups == pass->for_look_ups &&
+        memcmp(last->x.data, pass->x, n * sizeof *pass->x) == 0) {
+        return true;
     }
+    memcpy(last->x.data, pass->x, n * sizeof *pass->x);
+    last->n_tok = (size_t)pass->n_tok;
+    last->n_cols = pass->w->n_cols;
+    last->act_cols = pass->act_cols;
+    last->for_look_ups = pass->for_look_ups;
+    return false;
+}
+
+static void deal_tiles(struct pass *pass, int n_threads)
+{
     int64_t n_tiles = n_tiles_of(pass->w);
-    for (int32_t t = (int32_t)(n_tiles * thread / n_threads);
-         t < n_tiles * (thread + 1) / n_threads; t++) {
-        for (int b = 1; b <= BITS_MAX; b++) {
-            if (pass->n_of[b] == 0) {
-                continue;
-            }
-            if (pass->way[b] == BY_LOOK_UP) {
-                tile_by_look_up(pass, &lane, t, b);
-            } else if (pass->way[b] == BY_DOTS) {
-                tile_by_dots(pass, &lane, t, b);
-            } else {
-                tile_by_rows(pass, &lane, t, b);
-            }
-        }
+    pass->n_shares = n_threads;
+    for (int i = 0; i < n_threads; i++) {
+        atomic_store_explicit(&pass->cpu->shares[i].next, (int)(n_tiles * i / n_threads),
+                              memory_order_relaxed);
+        pass->cpu->shares[i].end = (int)(n_tiles * (i + 1) / n_threads);
     }
 }
 
@@ -469,10 +518,12 @@ static enum way way_of(enum product product, enum level_kind kind, int b)
     return kind == LEVEL_TIED && b <= NESTED_DOT_BITS ? BY_DOTS : BY_ROWS;
 }
 
-/* Lists the tokens of a pass by precision. */
-static void sort_tokens(struct pass *pass, const uint8_t *bits, int n)
+/* Lists the tokens of a pass by precision; true when some of them need quantised activations. */
+static bool sort_tokens(struct pass *pass, const uint8_t *bits, int n)
 {
+    bool any = false;
     int at = 0;
+    pass->n_tok = n;
     for (int b = 1; b <= BITS_MAX; b++) {
         pass->at_of[b] = at;
         pass->n_of[b] = 0;
@@ -480,9 +531,11 @@ static void sort_tokens(struct pass *pass, const uint8_t *bits, int n)
             if (bits[t] == b) {
                 pass->token[at++] = (uint8_t)t;
                 pass->n_of[b]++;
+                any = any || pass->way[b] != BY_ROWS;
             }
         }
     }
+    return any;
 }
 
 enum status cpu_matmul_nested(struct backend *be, struct tensor *y, const struct nested_matrix *w,
@@ -504,16 +557,18 @@ enum status cpu_matmul_nested(struct backend *be, struct tensor *y, const struct
     for (int b = 1; b <= BITS_MAX; b++) {
         pass.way[b] = way_of(how->product, w->kind[b], b);
     }
-    bool one = how->product == PRODUCT_ONE;
-    size_t n_tok = pass.out.n_tok, most = one ? 1 : NESTED_TOKENS;
-    lay_out_acts(pass.acts, (char *)cpu->acts.data, w, most, one ? TABLE_BYTES : 1);
+    pass.for_look_ups = how->product == PRODUCT_ONE;
+    size_t n_tok = pass.out.n_tok, most = pass.for_look_ups ? 1 : NESTED_TOKENS;
+    lay_out_acts(pass.acts, (char *)cpu->acts.data, w, most, pass.for_look_ups ? TABLE_BYTES : 1);
     for (size_t first = 0; first < n_tok; first += most) {
         size_t n = n_tok - first < most ? n_tok - first : most;
         pass.first_token = first;
         pass.x = (const float *)x->data + first * (size_t)w->n_cols;
-        sort_tokens(&pass, (const uint8_t *)bits->data + first, (int)n);
+        bool any = sort_tokens(&pass, (const uint8_t *)bits->data + first, (int)n);
+        pass.is_quantised = !any || were_quantised(cpu, &pass);
         int n_threads =
             cpu_threads(cpu, (size_t)w->n_rows * (size_t)w->n_cols / WEIGHTS_PER_MULTIPLY * n);
+        deal_tiles(&pass, n_threads);
         if (n_threads == 1) {
             work(&pass, 0, 1);
             continue;
