@@ -92,8 +92,8 @@ enum status engine_open(struct engine *e, struct env *env, const struct settings
     enum status st = open_model(e, settings);
     st = st ? st : open_backend(e, settings, n_threads, local_rank);
     TRY(env_agree(env, st));
-    bool uses_threads = e->be.ops && backend_is_host(&e->be);
-    TRY(env_check_threads(env, uses_threads ? n_threads : 1));
+    bool decodes = env->replica >= 0;
+    TRY(env_check_threads(env, !decodes ? 0 : backend_is_host(&e->be) ? n_threads : 1));
     TRY(agree_arithmetic(e));
     size_t hint =
         (size_t)settings->decode.prefill_chunk * (size_t)e->source.config.hidden * sizeof(float);
