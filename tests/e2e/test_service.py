@@ -1,5 +1,6 @@
 """The scheduler service in whole runs: the same tokens, decisions and dials for every placement of the service and
 number of replicas, with a budget and without, after kills too; what ends a run says so and can be resumed."""
+import json
 import pathlib
 import shutil
 import tempfile
@@ -8,6 +9,7 @@ import h5py
 
 from common import TINY, main, pmpd, read_run, result
 from faults import DONE, ERROR, USER_ERROR, FaultCase, records_of, start
+from test_policies import write_classifier
 
 LAG = 3
 WINDOW = 3
@@ -73,6 +75,31 @@ class Service(FaultCase):
         self.assertRegex(said, r"(?s)rows.*decisions +\d+.*budget +8\n")
         said = result("inspect", self.folder / "budget-0")
         self.assertEqual(said["rows"]["budget"], self.n_prompts)
+
+    def test_classifiers(self):
+        """Requests that travel: a classifier at the service looks at K and V that a replica sends."""
+        config = json.loads((TINY / "config.json").read_text())
+        head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+        digest = result("inspect", self.shared / "nested")["digest"]
+        files = [self.folder / f"{pair}.h5" for pair in ("4-3", "3-2")]
+        for i, file in enumerate(files):
+            write_classifier(file, head_dim, digest, file.stem[0], file.stem[2], seed=i + 5)
+        learned = {"policy__name": "learned", "policy__classifier": ":".join(map(str, files)), "service__lag": 2, **BUDGET}
+        self.run_one("learned-0", **learned)
+        whole = self.told("learned-0")
+        self.assertGreater(len({level for _, levels, _ in whole[0].values() for level in levels}), 1)
+        for i, (ranks, own) in enumerate(((3, False), (4, True)), 1):
+            with self.subTest(ranks=ranks, own=own):
+                self.run_one(f"learned-{i}", ranks=ranks, own=own, **learned)
+                self.assertEqual(self.told(f"learned-{i}"), whole)
+                self.assertEqual(self.states(f"learned-{i}"), self.states("learned-0"))
+        # the service dies while others wait for it
+        config = self.config("killed", **self.settings(service__rank="own", **learned))
+        run = start(config, ranks=3, fault="journal_sync:6:kill@rank=0")
+        self.assertNotEqual(run.code, DONE)
+        self.check_gone(config)
+        self.run_one("killed", ranks=2, own=True, **learned)
+        self.assertEqual(self.told("killed"), whole)
 
     def check_decisions(self, name):
         """/decisions alone says at which level every step ran: the prefill level, then what took effect."""
