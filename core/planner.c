@@ -13,12 +13,13 @@ struct pending {
 
 struct slot {
     struct prompt_facts facts;
-    struct plan plan;     /* owned: in force */
-    struct plan answer;   /* owned: asked for, not yet in force */
-    void *state;          /* owned: the policy's; NULL when it keeps none */
-    struct pending *ring; /* (lag + 1) owned */
-    int32_t first, n;     /* of ring */
-    int32_t probe;
+    struct plan plan;            /* owned: in force */
+    struct plan answer;          /* owned: asked for, not yet in force */
+    void *state;                 /* owned: the policy's; NULL when it keeps none */
+    struct pending *ring;        /* (lag + 1) owned */
+    int32_t first, n;            /* of ring */
+    int32_t settled;             /* the step for which it was settled last; -1: none */
+    int32_t probe;               /* of that step */
     struct decision_record *log; /* (max_decisions) owned */
     int32_t n_log;
 };
@@ -118,7 +119,7 @@ enum status planner_begin(struct planner *p, int32_t slot, const struct prompt_f
     INVARIANT(s->n == 0);
     s->facts = *facts;
     s->n_log = facts->turn == 0 ? 0 : s->n_log;
-    s->probe = -1;
+    s->settled = s->probe = -1;
     plan_clear(&s->plan);
     plan_clear(&s->answer);
     if (p->coll->rank == 0) {
@@ -275,7 +276,8 @@ enum status planner_settle(struct planner *p, int32_t n, const int32_t *slots, c
     for (int32_t i = 0; i < n; i++) {
         struct slot *s = &p->slots[slots[i]];
         struct pending *a = due(p, s, steps[i]);
-        s->probe = -1;
+        s->probe = s->settled == steps[i] ? s->probe : -1;
+        s->settled = steps[i];
         if (a && p->coll->rank == 0) {
             TRY(collect(p, slots[i], a, p->message + 2 * n_due));
         }

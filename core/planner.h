@@ -56,8 +56,9 @@ MUST_CHECK enum status planner_begin(struct planner *p, int32_t slot,
  * after the turn's last step is not waited for. Errors: those of the policy. */
 MUST_CHECK enum status planner_ask(struct planner *p, int32_t slot, int32_t step,
                                    const struct signals *signals);
-/* What is due at the step that each of n slots is about to run takes effect. The replica waits here
- * for answers that are late. Collective. Errors: those of the policy and of the service. */
+/* What is due at the step that each of n slots runs next takes effect; a step may be settled more
+ * than once. The replica waits here for answers that are late. Collective. Errors: those of the
+ * policy and of the service. */
 MUST_CHECK enum status planner_settle(struct planner *p, int32_t n, const int32_t *slots,
                                       const int32_t *steps);
 /* The level of a step for which the slot is settled, and of its probe (-1: none). */

@@ -137,6 +137,10 @@ static enum status describe_tables(json_t *all, hid_t file)
         TRY_GOTO(st, row_count(&n, file, table_names[i]), done);
         TRY_GOTO(st, set_member(tables, table_names[i], json_integer(n)), done);
     }
+    if (H5Lexists(file, "budget", H5P_DEFAULT) > 0) { // older files have none
+        TRY_GOTO(st, row_count(&n, file, "budget"), done);
+        TRY_GOTO(st, set_member(tables, "budget", json_integer(n)), done);
+    }
     n = 0;
     if (H5Lexists(file, "kv_features", H5P_DEFAULT) > 0) {
         TRY_GOTO(st, row_count(&n, file, "kv_features/prompt"), done);

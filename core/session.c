@@ -25,6 +25,7 @@ struct sequence {
     bool carry;    /* this turn's prefill begins with the token left over from the last */
     float dial;    /* of its lease */
     int32_t prefill_level;
+    uint32_t last_pass; /* number of its last pass */
     double started_s, turn_s, decode_s;
     struct finished_record rec; /* its arrays are owned, sized for the largest prompt */
 };
@@ -476,6 +477,7 @@ static enum status prefill_chunk(struct session *s, struct sequence *q, int32_t 
         q->rec.n_feature_tok = total;
         q->rec.feature_dim = s->config->head_dim;
     }
+    q->last_pass = s->next_pass - 1;
     struct signals signals = signals_of(s, &result, 0, -1, q->prefill_level);
     TRY(take_features(s, &signals, slot));
     TRY(planner_ask(s->planner, slot, -1, s->coll->rank == 0 ? &signals : NULL));
@@ -516,11 +518,30 @@ static int32_t choose_slots(struct session *s)
     return n;
 }
 
+/* Of n settled slots, those at the level of the one that has waited longest. */
+static int32_t keep_cohort(struct session *s, int32_t n)
+{
+    int32_t first = 0, kept = 0;
+    for (int32_t i = 1; i < n; i++) {
+        uint32_t waited = s->next_pass - s->seq[s->slots[i]].last_pass;
+        first = waited > s->next_pass - s->seq[s->slots[first]].last_pass ? i : first;
+    }
+    int32_t level = planner_level(s->planner, s->slots[first], s->steps[first]);
+    for (int32_t i = 0; i < n; i++) {
+        if (planner_level(s->planner, s->slots[i], s->steps[i]) == level) {
+            s->slots[kept] = s->slots[i];
+            s->steps[kept++] = s->steps[i];
+        }
+    }
+    return kept;
+}
+
 /* The tokens of a decode pass, each followed by its probe if it has one. */
 static enum status gather_tokens(struct session *s, int32_t *n_tokens)
 {
     int32_t n_chosen = choose_slots(s), n = 0;
     TRY(planner_settle(s->planner, n_chosen, s->slots, s->steps));
+    n_chosen = s->opt.by_level ? keep_cohort(s, n_chosen) : n_chosen;
     for (int32_t i = 0; i < n_chosen; i++) {
         int32_t slot = s->slots[i], probe = planner_probe(s->planner, slot);
         const struct sequence *q = &s->seq[slot];
@@ -576,6 +597,7 @@ static enum status decode_pass(struct session *s)
                                  .k_norm = g.k_norm,
                                  .v_norm = g.v_norm};
         q->rec.turns[q->turn].n_steps++;
+        q->last_pass = number;
         atomic_store(&s->at, s->tokens[i].slot);
         TRY(take_token(s, q, s->tokens[i].slot, r->token));
     }

@@ -34,8 +34,9 @@ struct session_options {
     bool stop_at_eos;
     float temperature; /* 0: greedy */
     uint64_t seed;
-    int32_t epoch, replica;              /* recorded */
-    int32_t lag;                         /* core/planner.h; 0: 1 */
+    int32_t epoch, replica; /* recorded */
+    bool by_level;          /* a decode pass takes slots at one level only (decode.cohort) */
+    int32_t lag;            /* core/planner.h; 0: 1 */
     const struct planner_remote *remote; /* the same; NULL: the policy is asked here. Borrowed */
     bool kv_features; /* record core/kvcache.h features after the first turn's prefill */
     bool signals;     /* record SIGNAL_HIDDEN and SIGNAL_KV_NORMS; the decoder measures them */
@@ -62,7 +63,8 @@ int32_t session_n_active(const struct session *s);
 MUST_CHECK enum status session_start(struct session *s, const struct prompt *prompt,
                                      int64_t ordinal, const uint64_t key[2], int32_t attempt,
                                      float dial);
-/* One pass: a prefill chunk if a slot has prompt tokens left, else one step of every active slot.
+/* One pass: a prefill chunk if a slot has prompt tokens left, else one step of every active slot
+ * (by_level: of those at the level of the slot that has waited longest).
  * Does nothing when no slot is active. Errors: those of decoder and policy; ST_NUMERIC names
  * prompt, step and level. */
 MUST_CHECK enum status session_advance(struct session *s);

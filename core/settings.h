@@ -40,6 +40,7 @@ struct settings {
         double min_p;           /* decode.min_p; 0 = off */
         int64_t seed;           /* decode.seed */
         bool stop_at_eos;       /* decode.stop_at_eos */
+        char cohort[SETTINGS_WORD_BYTES]; /* decode.cohort: all, level */
     } decode;
     struct {
         char rank[SETTINGS_WORD_BYTES]; /* service.rank: inline, own */

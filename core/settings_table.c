@@ -15,6 +15,7 @@
 static const char *const activation_words[] = {"last", "all", NULL};
 static const char *const isa_words[] = {"auto", "avx512", "avx2", "scalar", NULL};
 static const char *const kv_words[] = {"auto", "f16", "f32", NULL};
+static const char *const cohort_words[] = {"all", "level", NULL};
 static const char *const service_words[] = {"inline", "own", NULL};
 static const char *const log_words[] = {"error", "warn", "info", "debug", NULL};
 
@@ -72,6 +73,11 @@ static const struct setting_row rows[] = {
     {"decode.stop_at_eos", SET_BOOL, FIELD(decode.stop_at_eos), 0, 0, NULL, "true", "",
      "End a turn when the model says that it is finished. false: always generate "
      "decode.max_new_tokens, for timing."},
+
+    {"decode.cohort", SET_TEXT, FIELD(decode.cohort), 0, 0, cohort_words, "all", "",
+     "Which sequences of a replica share a decode pass. all: every one; the pass reads the planes "
+     "of the highest level among them. level: those at the level of the one that has waited "
+     "longest, so that low levels read less. The tokens never depend on it."},
 
     {"kv.format", SET_TEXT, FIELD(kv.format), 0, 0, kv_words, "auto", "",
      "Number format of the KV cache. auto: f32 for an unquantised model on a CPU backend, else "

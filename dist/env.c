@@ -322,9 +322,44 @@ enum status env_default_threads(struct env *env, int *n_threads)
     bool unbound = n_mine >= n_online;
     *n_threads = unbound ? n_mine / n_local : n_mine;
     *n_threads = *n_threads < 1 ? 1 : *n_threads;
-    if (unbound && n_local > n_mine && env->rank == 0) {
-        log_warn("%d ranks share %d CPUs of this node: they take turns, so expect low speed",
-                 n_local, n_mine);
+    return ST_OK;
+}
+
+/* Sums the threads of a node's ranks and counts the CPUs that any of them may use. */
+static enum status count_on_node(struct env *env, int n_threads, int *n_all, int *n_cpus,
+                                 int *n_local, int *local_rank)
+{
+    MPI_Comm node;
+    cpu_set_t mine, all;
+    CPU_ZERO(&mine);
+    if (sched_getaffinity(0, sizeof mine, &mine) != 0) { /* more CPUs than a cpu_set_t counts */
+        CPU_ZERO(&mine);
+    }
+    TRY_MPI(MPI_Comm_split_type(env->world, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &node));
+    TRY_MPI(MPI_Comm_size(node, n_local));
+    TRY_MPI(MPI_Comm_rank(node, local_rank));
+    TRY_MPI(MPI_Allreduce(&mine, &all, (int)sizeof mine, MPI_BYTE, MPI_BOR, node));
+    TRY_MPI(MPI_Allreduce(&n_threads, n_all, 1, MPI_INT, MPI_SUM, node));
+    TRY_MPI(MPI_Comm_free(&node));
+    *n_cpus = CPU_COUNT(&all);
+    return ST_OK;
+}
+
+enum status env_check_threads(struct env *env, int n_threads)
+{
+    int n_all = 0, n_cpus = 0, n_local = 0, local_rank = 0;
+    TRY(count_on_node(env, n_threads, &n_all, &n_cpus, &n_local, &local_rank));
+    bool too_many = n_cpus > 0 && n_all > n_cpus;
+    int speaker = too_many && local_rank == 0 ? env->rank : env->size, first = 0;
+    TRY_MPI(MPI_Allreduce(&speaker, &first, 1, MPI_INT, MPI_MIN, env->world));
+    if (first == env->rank) {
+        int share = n_cpus / n_local;
+        log_warn(
+            "%d rank%s of this node run %d threads on %d CPUs: they take turns, and those that "
+            "wait keep the others from working (many times slower). Set backend.threads or "
+            "OMP_NUM_THREADS to %d%s, or at least OMP_WAIT_POLICY=passive",
+            n_local, n_local == 1 ? "" : "s", n_all, n_cpus, share > 0 ? share : 1,
+            share > 0 ? "" : " and start fewer ranks");
     }
     return ST_OK;
 }

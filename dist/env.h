@@ -72,6 +72,10 @@ MUST_CHECK enum status env_broadcast_text(struct env *env, char **text);
  * (0: OpenMP decides), else the CPUs this rank may use, shared among the ranks of the node that see
  * the same CPUs because nothing bound them. */
 MUST_CHECK enum status env_default_threads(struct env *env, int *n_threads);
+/* Collective. n_threads: that compute on this rank, 0 where it decodes nothing. Where the ranks of
+ * a node together have more than there are CPUs for them, one rank of one such node says so and
+ * what to do. */
+MUST_CHECK enum status env_check_threads(struct env *env, int n_threads);
 /* Ends the job from one rank. Never returns. */
 void env_abort(int code) __attribute__((noreturn));
 /* Stops the watchdog; MPI_Finalize once. Call it on the single exit path of main; not after a

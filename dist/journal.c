@@ -7,6 +7,8 @@
 #include <isa-l.h>
 #include <limits.h>
 #include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/file.h>
@@ -21,8 +23,25 @@
 enum { MAGIC_BYTES = 4, HEAD_BYTES = 16, TORN_FIRST_BYTES = 4096 };
 static const char MAGIC[MAGIC_BYTES] = {'P', 'M', 'J', '1'};
 
+enum writer_state { WRITER_IDLE, WRITER_ASKED, WRITER_DONE, WRITER_QUIT };
+
+/* The thread that waits for the disk, and the record that it was given. */
+struct writer {
+    pthread_t thread;
+    pthread_mutex_t lock; /* with wake: of the way from IDLE or DONE to ASKED or QUIT */
+    pthread_cond_t wake;
+    _Atomic int state; /* enum writer_state */
+    bool started;
+    uint32_t kind;
+    const void *payload; /* borrowed until DONE */
+    size_t bytes;
+    enum status st; /* how it ended; text: the message of a failure */
+    char text[PATH_MAX + 256];
+};
+
 struct journal {
     int fd;
+    struct writer writer;
     int64_t size;         /* bytes of whole records: where the next one begins */
     unsigned char *frame; /* (frame_bytes) owned */
     size_t frame_bytes;
@@ -437,11 +456,94 @@ enum status journal_reserve(struct journal *j, size_t payload_bytes)
     return st;
 }
 
+static void *write_records(void *ctx)
+{
+    struct journal *j = ctx;
+    struct writer *w = &j->writer;
+    for (;;) {
+        pthread_mutex_lock(&w->lock);
+        while (atomic_load(&w->state) != WRITER_ASKED && atomic_load(&w->state) != WRITER_QUIT) {
+            pthread_cond_wait(&w->wake, &w->lock);
+        }
+        bool quits = atomic_load(&w->state) == WRITER_QUIT;
+        pthread_mutex_unlock(&w->lock);
+        if (quits) {
+            return NULL;
+        }
+        w->st = journal_append(j, w->kind, w->payload, w->bytes, true);
+        snprintf(w->text, sizeof w->text, "%s", w->st == ST_OK ? "" : status_message());
+        atomic_store(&w->state, WRITER_DONE);
+    }
+}
+
+enum status journal_writer_open(struct journal *j)
+{
+    struct writer *w = &j->writer;
+    if (w->started) {
+        return ST_OK;
+    }
+    atomic_init(&w->state, WRITER_IDLE);
+    pthread_mutex_init(&w->lock, NULL);
+    pthread_cond_init(&w->wake, NULL);
+    int error = pthread_create(&w->thread, NULL, write_records, j);
+    if (error != 0) {
+        pthread_cond_destroy(&w->wake);
+        pthread_mutex_destroy(&w->lock);
+        FAIL(ST_NOMEM, "the journal's thread cannot be started: %s", strerror(error));
+    }
+    w->started = true;
+    return ST_OK;
+}
+
+static void tell_writer(struct writer *w, enum writer_state state)
+{
+    pthread_mutex_lock(&w->lock);
+    atomic_store(&w->state, state);
+    pthread_cond_signal(&w->wake);
+    pthread_mutex_unlock(&w->lock);
+}
+
+void journal_append_begin(struct journal *j, uint32_t kind, const void *payload, size_t bytes)
+{
+    struct writer *w = &j->writer;
+    INVARIANT(w->started && atomic_load(&w->state) != WRITER_ASKED);
+    w->kind = kind;
+    w->payload = payload;
+    w->bytes = bytes;
+    tell_writer(w, WRITER_ASKED);
+}
+
+enum status journal_append_done(struct journal *j, bool *done)
+{
+    const struct writer *w = &j->writer;
+    *done = atomic_load(&w->state) == WRITER_DONE;
+    if (*done && w->st != ST_OK) {
+        FAIL(w->st, "%s", w->text);
+    }
+    return ST_OK;
+}
+
+static void close_writer(struct writer *w)
+{
+    if (!w->started) {
+        return;
+    }
+    while (atomic_load(&w->state) == WRITER_ASKED) {
+        sched_yield(); // a record that is under way
+    }
+    tell_writer(w, WRITER_QUIT);
+    pthread_join(w->thread, NULL);
+    pthread_cond_destroy(&w->wake);
+    pthread_mutex_destroy(&w->lock);
+    w->started = false;
+}
+
 void journal_close(struct journal **j)
 {
     if (!j || !*j) {
         return;
     }
+    close_writer(&(*j)->writer);
     if ((*j)->fd >= 0) {
         if (fdatasync((*j)->fd) != 0) {
             log_warn("%s: the last records may not be on disk: %s", (*j)->path, strerror(errno));

@@ -90,6 +90,13 @@ MUST_CHECK enum status journal_read(const char *dir, journal_visit_fn *visit, vo
 MUST_CHECK enum status journal_append(struct journal *j, uint32_t kind, const void *payload,
                                       size_t bytes, bool durable);
 MUST_CHECK enum status journal_reserve(struct journal *j, size_t payload_bytes);
+/* Appending durably beside other work, in a thread of the journal's: started once (open), ends with
+ * the journal. Errors: ST_NOMEM. */
+MUST_CHECK enum status journal_writer_open(struct journal *j);
+/* journal_append(durable) that only begins; payload is borrowed until it is *done; the next one may
+ * begin then. Errors: those of journal_append. */
+void journal_append_begin(struct journal *j, uint32_t kind, const void *payload, size_t bytes);
+MUST_CHECK enum status journal_append_done(struct journal *j, bool *done);
 void journal_close(struct journal **j);
 
 /* Fixed-size payloads, field by field. Unpacking checks the size: ST_FORMAT. */

@@ -179,6 +179,9 @@ static enum status owner_allocate(struct lease_owner *o, const struct lease_item
         qsort(o->items, (size_t)o->n, sizeof *o->items, o->hooks.dial ? in_fixed_order : in_turn);
         TRY(index_items(o));
     }
+    if (o->hooks.poll) {
+        TRY(journal_writer_open(o->journal));
+    }
     return journal_reserve(o->journal, o->record_bytes);
 }
 
@@ -286,6 +289,27 @@ static enum status look_for_stop(struct lease_owner *o)
     return answer_waiting(o);
 }
 
+/* A record that is durable when this returns. Others than leases are served meanwhile: a plan does
+ * not wait for the disk. */
+static enum status append(struct lease_owner *o, uint32_t kind, const void *payload, size_t bytes)
+{
+    if (!o->hooks.poll) {
+        return journal_append(o->journal, kind, payload, bytes, true);
+    }
+    journal_append_begin(o->journal, kind, payload, bytes);
+    for (bool done = false;;) {
+        bool any = false;
+        TRY(journal_append_done(o->journal, &done));
+        if (done) {
+            return ST_OK;
+        }
+        TRY(o->hooks.poll(o->hooks.ctx, &any));
+        if (!any) {
+            idle(IDLE_OWN_NS);
+        }
+    }
+}
+
 /* The next prompt for a replica, its start journalled. LEASE_NONE_LEFT: none is left, or none is
  * given any more; LEASE_WAIT: its dial is not yet known. */
 static enum status give_item(struct lease_owner *o, int32_t replica, enum lease_state *state,
@@ -311,7 +335,7 @@ static enum status give_item(struct lease_owner *o, int32_t replica, enum lease_
                                   .replica = replica};
     unsigned char packed[JOURNAL_SMALL_BYTES];
     size_t bytes = journal_pack_start(packed, &start);
-    TRY(journal_append(o->journal, JOURNAL_START, packed, bytes, true));
+    TRY(append(o, JOURNAL_START, packed, bytes));
     o->states[o->n_given] = ITEM_OUT;
     o->holders[o->n_given] = replica;
     o->n_given++;
@@ -358,8 +382,7 @@ static enum status take_record(struct lease_owner *o, int32_t replica, const uns
              "a defect of pmpd",
              replica, head.ordinal);
     }
-    TRY(journal_append(o->journal, JOURNAL_FINISHED, message + sizeof head, (size_t)head.bytes,
-                       true));
+    TRY(append(o, JOURNAL_FINISHED, message + sizeof head, (size_t)head.bytes));
     o->states[i] = ITEM_DONE;
     o->n_done++;
     o->n_own -= replica == 0;
@@ -609,6 +632,11 @@ static enum status say_alive(struct lease_client *c)
         c->said_s = now;
     }
     return ST_OK;
+}
+
+bool lease_client_is_sending(const struct lease_client *client)
+{
+    return client->send != MPI_REQUEST_NULL;
 }
 
 enum status lease_client_progress(struct lease_client *client, bool *stop)

@@ -46,7 +46,8 @@ struct lease_hooks {
     /* The dial of the next prompt in order, journalled where it must be; *known false: not yet,
      * ask again when another record is done. NULL: item->dial as it was given. */
     enum status (*dial)(void *ctx, const struct lease_item *item, bool *known, float *dial);
-    /* Part of every poll: serves other messages; sets *any when there were some. Never blocks. */
+    /* Part of every poll, and called again and again while a record goes to disk: serves other
+     * messages; sets *any when there were some. Never blocks, and makes no call of this header. */
     enum status (*poll)(void *ctx, bool *any);
 };
 
@@ -94,6 +95,8 @@ MUST_CHECK enum status lease_client_poll(struct lease_client *client, enum lease
  * on rank 0 also those of lease_owner_poll. */
 MUST_CHECK enum status lease_client_finish(struct lease_client *client,
                                            const struct finished_record *record);
+/* A record is still under way (as of the last progress): handing over another would wait for it. */
+bool lease_client_is_sending(const struct lease_client *client);
 /* Moves a record that is under way and looks whether the run stops (*stop); never blocks.
  * lease_client_poll does this too: to be called once per pass by a replica that has no free slot
  * and so does not poll. */

@@ -42,6 +42,7 @@ static const char usage[] =
     "  ops        one matrix: nested products at several bits and tokens, dense F16 beside them\n"
     "  decode     decode steps at a context: tokens/s and the share of the memory bandwidth used\n"
     "  prefill    reading a prompt\n"
+    "  service    plans and leases of many simulated replicas (no model)\n"
     "  switch     the first step after a change of precision against the steps that follow\n"
     "Decoding a token is reading the weights once, so the yardstick is memory: a probe that only\n"
     "reads runs before and after every block of timings (best of 1, 2 and 4 streams per thread),\n"
@@ -105,6 +106,26 @@ static const char switch_usage[] =
     "  pmpd bench switch --from 4 --to 3,2 --threads 2\n"
     "  pmpd bench switch --from 2 --to 4 --shape llama-3.1-8b --rounds 10\n";
 
+static const char service_usage[] =
+    "usage: [mpirun -n N] pmpd bench service [--replicas 64] [--leases 10000] [--pause 0,200]\n"
+    "Simulated replicas take leases from the scheduler service (journalled with fdatasync), ask "
+    "it\n"
+    "for a plan (a classifier over K and V of a prompt, gathered over those who wait) and hand in "
+    "a\n"
+    "record. Under mpirun rank 0 is the service; else one process plays all. Latency of a plan:\n"
+    "from the request until the replica has the answer in hand.\n"
+    "  --replicas N      simulated replicas (default 64)\n"
+    "  --leases N        leases and plans, all replicas together (default 10000)\n"
+    "  --pause MS,MS     mean time between a plan and the replica's next lease (default 0,200: as\n"
+    "                    fast as it goes, then as decoding would have it)\n"
+    "  --tokens N        tokens of a prompt, which its K and V have (default 64)\n"
+    "  --dir FOLDER      where the journal lies for a while (default: TMPDIR, or /tmp)\n"
+    "  --share           ask for a larger share of a busy machine (root; says what came of it)\n"
+    "  --json            one object: what was asked, the machine, and rows of numbers\n"
+    "Examples:\n"
+    "  mpirun -n 2 pmpd bench service\n"
+    "  mpirun -n 3 pmpd bench service --replicas 256 --pause 1000 --dir /scratch\n";
+
 static const struct word {
     const char *name, *title, *usage; /* title: argv[0] of messages */
     enum status (*run)(struct env *env, const struct bench_options *o, json_t *root);
@@ -117,6 +138,7 @@ static const struct word {
     {"prefill", "bench prefill", prefill_usage, bench_prefill, bench_prefill_columns, "2,3,4",
      "128", 3},
     {"switch", "bench switch", switch_usage, bench_switch, bench_switch_columns, "4", "1", 25},
+    {"service", "bench service", service_usage, bench_service, bench_service_columns, "4", "64", 1},
 };
 enum { N_WORDS = sizeof words / sizeof *words };
 
@@ -124,7 +146,8 @@ enum { N_WORDS = sizeof words / sizeof *words };
 
 struct texts {
     const char *shape, *bits, *threads, *tokens, *rows, *cols, *shape_list, *group, *levels,
-        *context, *slots, *steps, *rounds, *chunk, *temperature, *from, *to, *probe;
+        *context, *slots, *steps, *rounds, *chunk, *temperature, *from, *to, *probe, *replicas,
+        *leases, *pause, *dir;
     bool profile, share;
 };
 
@@ -171,7 +194,9 @@ enum {
     CONTEXT_MAX = 1 << 20,
     SLOTS_MAX = 256,
     STEPS_MAX = 1 << 16,
-    PROBE_MAX = 1 << 20
+    PROBE_MAX = 1 << 20,
+    REPLICAS_MAX = 4096,
+    LEASES_MAX = 10000000
 };
 
 /* "5632x2048,2048x5632" */
@@ -248,6 +273,13 @@ static enum status parse_options(struct bench_options *o, const struct word *w,
     }
     if (w->run == bench_switch && (o->context.n > 1 || o->slots.n > 1)) {
         FAIL(ST_USER, "%s takes one --context and one --slots", w->title);
+    }
+    if (w->run == bench_service) {
+        const char *tmp = getenv("TMPDIR");
+        o->dir = t->dir ? t->dir : tmp && tmp[0] ? tmp : "/tmp";
+        TRY(parse_number(&o->replicas, "--replicas", t->replicas, 64, 1, REPLICAS_MAX));
+        TRY(parse_number(&o->leases, "--leases", t->leases, 10000, 1, LEASES_MAX));
+        return parse_list(&o->pause, "--pause", t->pause ? t->pause : "0,200", 0, STEPS_MAX);
     }
     if (w->run == bench_ops) {
         return parse_matrices(o, t);
@@ -391,6 +423,10 @@ enum status cmd_bench(struct env *env, int argc, char **argv)
         {"from", &t.from, NULL},
         {"to", &t.to, NULL},
         {"probe", &t.probe, NULL},
+        {"replicas", &t.replicas, NULL},
+        {"leases", &t.leases, NULL},
+        {"pause", &t.pause, NULL},
+        {"dir", &t.dir, NULL},
         {"profile", NULL, &t.profile},
         {"share", NULL, &t.share},
         {NULL, NULL, NULL},
@@ -402,7 +438,8 @@ enum status cmd_bench(struct env *env, int argc, char **argv)
     }
     const struct word *w = find(argv[1]);
     if (!w) {
-        FAIL(ST_USER, "bench does not know \"%s\": expected ops, decode, prefill or switch",
+        FAIL(ST_USER,
+             "bench does not know \"%s\": expected ops, decode, prefill, switch or service",
              argv[1]);
     }
     char title[32];

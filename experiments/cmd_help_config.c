@@ -31,6 +31,22 @@ static enum status print_json(void)
     return ST_OK;
 }
 
+/* Name and help, words of which are kept within a line's width. */
+static void print_policy(const struct policy_ops *policy)
+{
+    enum { INDENT = 20, WIDTH = 100 };
+    int column = printf("#   %-15s", policy->name);
+    for (const char *at = policy->help; *at; at += strspn(at, " ")) {
+        int n = (int)strcspn(at, " ");
+        if (column + 1 + n > WIDTH) {
+            column = printf("\n#%*s", INDENT - 2, "") - 1;
+        }
+        column += printf(" %.*s", n, at);
+        at += n;
+    }
+    printf("\n");
+}
+
 enum status cmd_help_config(int argc, char **argv)
 {
     struct settings s;
@@ -51,7 +67,7 @@ enum status cmd_help_config(int argc, char **argv)
     mem_free(text);
     printf("\n# Policies (policy.name):\n");
     for (int i = 0; registry_policy(i); i++) {
-        printf("#   %-12s %s\n", registry_policy(i)->name, registry_policy(i)->help);
+        print_policy(registry_policy(i));
     }
     return ST_OK;
 }

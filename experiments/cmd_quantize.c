@@ -648,6 +648,8 @@ static enum status quantize(struct env *env, struct request *q)
     enum status st = ST_OK;
     if (env->size > 1) {
         TRY(env_default_threads(env, &n_threads));
+        n_threads = q->threads ? q->threads : n_threads ? n_threads : omp_get_max_threads();
+        TRY(env_check_threads(env, n_threads));
     }
     TRY(open_group(&coll, env));
     TRY_GOTO(st, make_options(&options, q, n_threads), done);

@@ -194,6 +194,7 @@ static enum status set_options(struct run *r)
                                           .stop_at_eos = s->decode.stop_at_eos,
                                           .temperature = (float)s->decode.temperature,
                                           .seed = (uint64_t)s->decode.seed,
+                                          .by_level = strcmp(s->decode.cohort, "level") == 0,
                                           .lag = s->service.lag,
                                           .replica = r->env->replica,
                                           .kv_features = s->output.kv_features,

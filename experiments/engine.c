@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "experiments/engine.h"
 
+#include <omp.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -33,9 +34,8 @@ static enum status open_model(struct engine *e, const struct settings *s)
 static enum status open_backend(struct engine *e, const struct settings *s, int n_threads,
                                 int local_rank)
 {
-    struct backend_options bo = {.n_threads = s->backend.threads ? s->backend.threads : n_threads,
-                                 .device = local_rank,
-                                 .isa = s->backend.isa};
+    struct backend_options bo = {
+        .n_threads = n_threads, .device = local_rank, .isa = s->backend.isa};
     kernels_register_all();
     if (e->env->replica < 0) {
         return ST_OK;
@@ -85,10 +85,15 @@ enum status engine_open(struct engine *e, struct env *env, const struct settings
     env->n_service = strcmp(settings->service.rank, "own") == 0;
     TRY(env_grid(env, settings->parallel.tensor_ranks));
     TRY(env_default_threads(env, &n_threads));
+    n_threads = settings->backend.threads ? settings->backend.threads
+                : n_threads               ? n_threads
+                                          : omp_get_max_threads();
     TRY(env_local_rank(env, &local_rank));
     enum status st = open_model(e, settings);
     st = st ? st : open_backend(e, settings, n_threads, local_rank);
     TRY(env_agree(env, st));
+    bool decodes = env->replica >= 0;
+    TRY(env_check_threads(env, !decodes ? 0 : backend_is_host(&e->be) ? n_threads : 1));
     TRY(agree_arithmetic(e));
     size_t hint =
         (size_t)settings->decode.prefill_chunk * (size_t)e->source.config.hidden * sizeof(float);

@@ -22,7 +22,9 @@ struct view {
     struct resume_state starts; /* of no prompts: it counts starts and silent deaths */
     struct mark *marks;         /* (n_marks) owned */
     size_t n_marks;
-    const char *last; /* how the last start ended */
+    int64_t n_states;
+    struct journal_state state; /* the last of them */
+    const char *last;           /* how the last start ended */
     char reason[256];
 };
 
@@ -89,6 +91,9 @@ static enum status visit(void *ctx, uint32_t kind, const void *payload, size_t b
         m->failed = true;
         m->attempts = failed.attempts;
         memcpy(m->reason, failed.reason, sizeof m->reason);
+    } else if (kind == JOURNAL_STATE) {
+        TRY(journal_unpack_state(&v->state, payload, bytes));
+        v->n_states++;
     } else if (kind == JOURNAL_RETRY) {
         v->n_marks = 0;
     } else if (kind == JOURNAL_END) {
@@ -123,6 +128,12 @@ enum status inspect_journal(json_t **out, const char *dir)
                      (json_int_t)v.starts.n_other, "failed", failed, "suspects", suspects,
                      "silent_deaths", resume_n_deaths(&v.starts), "last_start", v.last, "reason",
                      text_json(v.reason));
+    if (v.n_states > 0) {
+        json_object_set_new(*out, "budget",
+                            json_pack("{s:I, s:f, s:f, s:f}", "dials", (json_int_t)v.n_states,
+                                      "target", v.state.target, "last_dial", (double)v.state.dial,
+                                      "account", v.state.account));
+    }
 done:
     mem_free(v.marks);
     resume_free(&v.starts);
@@ -157,6 +168,12 @@ void inspect_journal_print(const json_t *journal, const char *dir)
                number(journal, "silent_deaths"));
     }
     printf("  finished     %lld prompts\n", number(journal, "finished"));
+    const json_t *budget = json_object_get(journal, "budget");
+    if (budget) {
+        printf("  budget       %lld dials set, the last %.3f for a target of %g\n",
+               number(budget, "dials"), json_real_value(json_object_get(budget, "last_dial")),
+               json_real_value(json_object_get(budget, "target")));
+    }
     print_prompts(journal, "failed", "failed");
     print_prompts(journal, "suspects", "suspect");
 }

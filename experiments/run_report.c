@@ -11,7 +11,34 @@
 #include "core/runfile.h"
 #include "experiments/provenance.h"
 
-static void print_json(const struct run_metrics *m, const char *path)
+/* A budget, and what a decode step cost on average. unit NULL: there was none. */
+struct spending {
+    const char *unit;
+    double target, spent;
+};
+
+static enum status add_up(struct spending *out, const struct run_owner *o, const struct settings *s,
+                          const struct run_contents *c)
+{
+    double cost = 0, n_steps = 0;
+    *out = (struct spending){0};
+    TRY(run_budget_unit(&out->unit, s));
+    if (!out->unit || !o->has_costs) { // costs: of a run in which nothing was left to do
+        out->unit = NULL;
+        return ST_OK;
+    }
+    for (int32_t i = 0; i < c->n_finished; i++) {
+        for (int32_t j = 0; j < c->finished[i].n_steps; j++) {
+            cost += o->budget.cost[c->finished[i].steps[j].level];
+            n_steps++;
+        }
+    }
+    out->target = o->budget.law.target;
+    out->spent = n_steps > 0 ? cost / n_steps : 0;
+    return ST_OK;
+}
+
+static void print_json(const struct run_metrics *m, const struct spending *b, const char *path)
 {
     json_t *j = json_pack("{s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:s}", "prompts",
                           (json_int_t)m->n_prompts, "finished", (json_int_t)m->n_finished, "failed",
@@ -20,18 +47,27 @@ static void print_json(const struct run_metrics *m, const char *path)
                           "average_prefill_bits", m->avg_prefill_bits, "decode_tokens_per_s",
                           m->decode_tok_s, "bytes_per_token", m->bytes_per_token, "mean_logprob",
                           m->mean_logprob, "run_file", path);
+    if (b->unit) {
+        json_object_set_new(
+            j, "budget",
+            json_pack("{s:s, s:f, s:f}", "unit", b->unit, "target", b->target, "spent", b->spent));
+    }
     json_dumpf(j, stdout, JSON_REAL_PRECISION(9));
     json_decref(j);
     printf("\n");
 }
 
-static void print_table(const struct run_metrics *m, const char *path)
+static void print_table(const struct run_metrics *m, const struct spending *b, const char *path)
 {
     printf("prompts finished     %lld of %lld%s\n", (long long)m->n_finished,
            (long long)m->n_prompts, m->n_failed ? " (some failed: see /failed in run.h5)" : "");
     printf("tokens               %lld prompt, %lld new, %lld decode steps\n",
            (long long)m->n_prompt_tok, (long long)m->n_new_tok, (long long)m->n_steps);
     printf("average decode bits  %.3f (first step included)\n", m->avg_decode_bits);
+    if (b->unit) {
+        printf("budget               %g %s per decode step; spent %.3f\n", b->target, b->unit,
+               b->spent);
+    }
     printf("prefill bits         %.3f\n", m->avg_prefill_bits);
     printf("decode tokens/s      %.1f\n", m->decode_tok_s);
     printf("bytes per token      %.0f\n", m->bytes_per_token);
@@ -128,7 +164,9 @@ enum status run_report_write(const struct run_owner *o, const struct engine *e,
     }
     struct run_metrics m;
     run_metrics_compute(&m, &c);
-    (as_json ? print_json : print_table)(&m, path);
+    struct spending spending;
+    TRY_GOTO(st, add_up(&spending, o, s, &c), done);
+    (as_json ? print_json : print_table)(&m, &spending, path);
     if (c.n_failed > 0) {
         log_warn("%d prompt%s failed; run again with --retry-failed when the cause is mended",
                  c.n_failed, c.n_failed == 1 ? "" : "s");

@@ -118,7 +118,7 @@ void cpu_share(int n_threads, size_t n, size_t unit,
 
 const struct backend_ops cpu_ops = {
     .name = "cpu",
-    .help = "threads, and AVX2 where the processor has it",
+    .help = "threads, and AVX2 or AVX-512 where the processor has it",
     .open = cpu_open,
     .close = cpu_close,
     .arithmetic = cpu_arithmetic,

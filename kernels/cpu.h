@@ -64,6 +64,8 @@ struct cpu_loops {
     void (*rmsnorm)(float *to, const float *from, const float *gain, int32_t n, float eps);
     void (*layernorm)(float *to, const float *from, const float *gain, const float *bias, int32_t n,
                       float eps);
+    /* The sum, and the sum of squares. */
+    void (*moments)(float out[2], const float *x, int32_t n);
     /* Turns dimension i with i + half by the angle of cosine c[i] and sine s[i], n_heads times. */
     void (*rotate)(float *head, int32_t n_heads, int32_t head_dim, int32_t half, const float *c,
                    const float *s);

@@ -189,36 +189,10 @@ enum status cpu_activate(struct backend *be, struct tensor *y, const struct tens
     return ST_OK;
 }
 
-/* Lanes, each in f32 in its own order, then the lanes in double in theirs. */
-static void part_moments(float out[2], const float *x, int32_t n)
-{
-    enum { LANES = 16 };
-    float sum[LANES] = {0}, squares[LANES] = {0};
-    double all = 0, all_squares = 0;
-    int32_t whole = n / LANES * LANES;
-    for (int32_t i = 0; i < whole; i += LANES) {
-        for (int j = 0; j < LANES; j++) {
-            float v = x[i + j];
-            sum[j] += v;
-            squares[j] += v * v;
-        }
-    }
-    for (int32_t i = whole; i < n; i++) {
-        sum[i - whole] += x[i];
-        squares[i - whole] += x[i] * x[i];
-    }
-    for (int j = 0; j < LANES; j++) {
-        all += (double)sum[j];
-        all_squares += (double)squares[j];
-    }
-    out[0] = (float)all;
-    out[1] = (float)all_squares;
-}
-
 enum status cpu_moments(struct backend *be, struct tensor *out, const struct tensor *x,
                         const int32_t *cut, int32_t n_cuts)
 {
-    (void)be;
+    const struct cpu *cpu = be->impl;
     int32_t n_tok = x->dims[0], n = x->dims[1];
     const int32_t whole[] = {0, n};
     float *to = out->data;
@@ -226,7 +200,7 @@ enum status cpu_moments(struct backend *be, struct tensor *out, const struct ten
     for (int32_t t = 0; t < n_tok; t++) {
         const float *row = (const float *)x->data + (size_t)t * (size_t)n;
         for (int32_t c = 0; c < n_cuts; c++, to += 2) {
-            part_moments(to, row + cut[c], cut[c + 1] - cut[c]);
+            cpu->isa->loops->moments(to, row + cut[c], cut[c + 1] - cut[c]);
         }
     }
     return ST_OK;

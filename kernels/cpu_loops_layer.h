@@ -69,6 +69,12 @@ ISA static void layernorm(float *to, const float *from, const float *gain, const
     }
 }
 
+ISA static void moments(float out[2], const float *x, int32_t n)
+{
+    out[0] = row_sum(x, n, 0, 1);
+    out[1] = row_sum(x, n, 0, 2);
+}
+
 ISA static void rotate(float *head, int32_t n_heads, int32_t head_dim, int32_t half, const float *c,
                        const float *s)
 {

@@ -11,6 +11,7 @@ const struct cpu_loops LOOPS = {
     .to_f16 = to_f16,
     .rmsnorm = rmsnorm,
     .layernorm = layernorm,
+    .moments = moments,
     .rotate = rotate,
     .silu_gate = silu_gate,
     .gelu_tanh = gelu_tanh,

@@ -9,10 +9,17 @@ if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$SLURM_CPUS_PER_TASK}"
     export SRUN_CPUS_PER_TASK="${SRUN_CPUS_PER_TASK:-$SLURM_CPUS_PER_TASK}"
 fi
-# Threads that wait at a barrier give the core away instead of spinning on it; so do ranks that wait
-# for a message. Ranks that share cores need it (an all-reduce took 10 ms instead of 0.2); with a
-# core for each it costs some microseconds.
-export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}"
+# Threads that wait at a barrier spin for a moment, then sleep. Where ranks share cores they must sleep
+# at once (an all-reduce took 10 ms instead of 0.2); where every rank has its own cores that would cost 9
+# us for each parallel region, 1.5 ms of a decode step of 24 layers. On nodes of several NUMA domains
+# OMP_PROC_BIND=close keeps threads near the weights that they first touched.
+_pmpd_tasks="${SLURM_TASKS_PER_NODE:-}"
+_pmpd_tasks="${_pmpd_tasks%%[!0-9]*}"
+if [ "$((${_pmpd_tasks:-1} * ${OMP_NUM_THREADS:-1}))" -gt "${SLURM_CPUS_ON_NODE:-0}" ]; then
+    export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}"
+fi
+unset _pmpd_tasks
+# So do ranks that wait for a message.
 export OMPI_MCA_mpi_yield_when_idle="${OMPI_MCA_mpi_yield_when_idle:-1}"
 # Open MPI binds each rank to one core, and its threads with it. Slurm has confined the rank already.
 export OMPI_MCA_hwloc_base_binding_policy="${OMPI_MCA_hwloc_base_binding_policy:-none}"

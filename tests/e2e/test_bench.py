@@ -50,6 +50,24 @@ class Bench(Case):
         self.assertAlmostEqual(row["gb_s"], 1e-9 * size * row["tok_s"] / row["slots"], delta=1e-6 * row["gb_s"])
         self.check_finite(out)
 
+    def test_service(self):
+        for ranks in (0, 3):
+            out = result("bench", "service", "--replicas", 5, "--leases", 60, "--pause", "0,2", "--tokens", 9,
+                         ranks=ranks)
+            self.assertEqual([(r["pause_ms"], r["replicas"], r["leases"]) for r in out["rows"]],
+                             [(0, 5, 60), (2, 5, 60)])
+            for row in out["rows"]:
+                self.assertGreater(row["decisions_s"], 0)
+                self.assertLessEqual(row["plan_p50_us"], row["plan_p99_us"])
+                self.assertLessEqual(row["plan_p99_us"], row["plan_max_us"])
+                self.assertGreater(row["lease_p50_us"], 0)
+                self.assertTrue(1 <= row["mean_batch"] <= row["largest_batch"] <= 5)
+            self.check_finite(out)
+        for words in (("--replicas", 0), ("--leases", 0), ("--pause", "-1"), ("--bits", 2)):
+            self.assertNotEqual(pmpd("bench", "service", *words, ok=False).returncode, 0)
+        done = pmpd("bench", "service", "--dir", "/nowhere", ok=False)
+        self.assertIn(b"no folder can be made in /nowhere", done.stderr)
+
     def test_decode(self):
         out = bench("decode", "--shape", "tiny", "--bits", "2,4", "--context", "16,40", "--slots", "2,1",
                      "--steps", "5", "--rounds", "2", "--threads", "1,2", "--profile", "--isa", "scalar")

@@ -3,6 +3,7 @@ cpu_ref, teacher-forced, and decoding the same tokens from run to run and on two
 import json
 import subprocess
 
+import h5py
 import numpy as np
 
 from common import BUILD, TINY, Case, environment, logits, main, nmse, pmpd, read_run, write_config
@@ -61,6 +62,23 @@ class Emulated(Case):
         for key in one:
             self.assertEqual(one[key]["tokens"], again[key]["tokens"])
             np.testing.assert_array_equal(one[key]["logprob"], again[key]["logprob"])
+
+    def test_signals(self):
+        """What passes measure, and a probe's divergence, from a device's memory: as on the oracle."""
+        more = {"policy__name": "error-feedback", "policy__levels": "4 2", "policy__every": 2, "decode__slots": 1,
+                "decode__temperature": 0.0, "output__signals": True, "decode__stop_at_eos": False,
+                "decode__max_new_tokens": 3, "prompts__limit": 1}
+        one = self.run_one("one", 1, **more)
+        config = (self.folder / "run.cfg").read_text().replace("cuda-emulated", "cpu_ref").replace("/one", "/ref")
+        (self.folder / "run.cfg").write_text(config)
+        pmpd("run", self.folder / "run.cfg")
+        self.assertEqual([r["tokens"] for r in one.values()],
+                         [r["tokens"] for r in read_run(self.folder / "ref").values()])
+        with h5py.File(self.folder / "one" / "run.h5") as a, h5py.File(self.folder / "ref" / "run.h5") as b:
+            for name in ("max_prob", "probe_kl", "hidden_mean", "hidden_rms", "k_norm", "v_norm"):
+                x, y = a["steps"][name], b["steps"][name]
+                self.assertFalse(np.isnan(y).all(), name)
+                np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-4, err_msg=name)
 
 
 if __name__ == "__main__":

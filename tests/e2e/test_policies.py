@@ -4,12 +4,14 @@ replicas, threads and slots; a recorded run repeated without its policy; a class
 run."""
 import json
 import pathlib
+import subprocess
+import sys
 import tempfile
 
 import h5py
 import numpy as np
 
-from common import TINY, Case, main, pmpd, result, write_config
+from common import TINY, TOP, Case, main, pmpd, result, write_config
 
 PROMPTS = ["Tobin: Hi Ruth, do you want to sell old books?", "The weather is", "1 + 1 =", "A", "Where is the library?",
            "I will bring a pillow."]
@@ -98,6 +100,32 @@ class Policies(Case):
                        f"output.dir={self.folder / 'again'}")
         self.assertEqual(again["compared"]["tokens"]["differ"], 0, again)
         self.assertEqual(again["compared"]["logprobs"]["differ"], 0, again)
+
+    def test_oracle(self):
+        """The better of two runs for each prompt, as answers and levels show."""
+        switches = {"early": "0:4 3:2", "late": "0:4 12:2"}
+        facts = self.folder / "facts.jsonl"
+        for name, points in switches.items():
+            pmpd("run", self.write_run(name, "static", policy__switches=points))
+        texts = {name: {a["question_id"]: a["choices"][0]["turns"][0] for a in
+                        map(json.loads, (self.folder / name / "answers.jsonl").read_text().splitlines())}
+                 for name in switches}
+        late = [i for i in texts["late"] if texts["late"][i] != texts["early"][i]][:2]
+        self.assertEqual(len(late), 2, "too few answers depend on the switch")
+        facts.write_text("".join(json.dumps({"id": i, "facts": [texts["late" if i in late else "early"][i]]}) + "\n"
+                                 for i in texts["late"]))
+        done = subprocess.run([sys.executable, TOP / "experiments/report/oracle.py", "--tasks", facts,
+                               self.folder / "best.jsonl", self.folder / "late", self.folder / "early"],
+                              check=True, stdout=subprocess.PIPE)
+        self.assertIn(b"plans of 6 prompts from 2 runs", done.stdout)
+        pmpd("run", self.write_run("best", "oracle", policy__oracle=str(self.folder / "best.jsonl")))
+        found = [json.loads(line) for line in (self.folder / "best" / "answers.jsonl").read_text().splitlines()]
+        for answer in found:
+            i = answer["question_id"]
+            self.assertEqual(answer["choices"][0]["turns"][0], texts["late" if i in late else "early"][i])
+        with h5py.File(self.folder / "best" / "run.h5") as run:
+            n_high = (run["steps"]["avg_bits"] == 4).sum()
+        self.assertEqual(n_high, 12 * 2 + 3 * 4)
 
     def test_a_classifier_of_another_run(self):
         file = self.folder / "c.h5"

@@ -1,5 +1,8 @@
-"""Tensor ranks without parallel.reproducible agree to rounding; what the sampling filters do."""
+"""Tensor ranks without parallel.reproducible agree to rounding; what the sampling filters do; too many
+threads."""
 import json
+import os
+import unittest.mock
 
 from common import TINY, TOP, Case, logits, main, nmse, pmpd, result
 
@@ -33,6 +36,17 @@ class Ranks(Case):
         self.assertEqual(len(said), 4)
         self.assertNotIn(tuple(ids("--temperature", 3, "--seed", 10)), said)
         self.assertIn(b"from 0 to 1", pmpd("generate", TINY, "--prompt", "a", "--top-p", "1.5", ok=False).stderr)
+
+    def test_more_threads_than_cpus(self):
+        """Said once, with the way out; the answer is the same."""
+        n = len(os.sched_getaffinity(0))
+        asked = ["generate", TINY, "--prompt", "a", "-n", 4]
+        for threads, warns in ((1, n < 2), (n, True)):
+            with unittest.mock.patch.dict(os.environ, OMP_NUM_THREADS=str(threads), OMP_WAIT_POLICY="passive"):
+                done = pmpd(*asked, ranks=2)
+            error = done.stderr.decode()
+            self.assertEqual(error.count(f"2 ranks of this node run {2 * threads} threads on {n} CPUs"), warns, error)
+            self.assertEqual("Set backend.threads" in error, warns)
 
 
 if __name__ == "__main__":

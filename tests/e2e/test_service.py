@@ -6,7 +6,7 @@ import tempfile
 
 import h5py
 
-from common import TINY, main, pmpd, read_run
+from common import TINY, main, pmpd, read_run, result
 from faults import DONE, ERROR, USER_ERROR, FaultCase, records_of, start
 
 LAG = 3
@@ -54,7 +54,7 @@ class Service(FaultCase):
 
     def test_placements(self):
         worlds = (2, True), (3, False), (4, True)  # 1, 3 and 3 replicas
-        for what, budget, others in (("free", {}, worlds), ("budget", BUDGET, worlds + ((2, False),))):
+        for what, budget, others in (("free", {}, worlds[1:]), ("budget", BUDGET, worlds + ((2, False),))):
             self.run_one(f"{what}-0", **budget)
             whole = self.told(f"{what}-0")
             for i, (ranks, own) in enumerate(others, 1):
@@ -69,6 +69,10 @@ class Service(FaultCase):
         self.assertGreater(len(set(dials[WINDOW:])), 1)  # the controller moves it
         self.assertEqual(self.states("free-0"), [])
         self.check_budget("budget-0")
+        said = pmpd("inspect", self.folder / "budget-0").stdout.decode()
+        self.assertRegex(said, r"(?s)rows.*decisions +\d+.*budget +8\n")
+        said = result("inspect", self.folder / "budget-0")
+        self.assertEqual(said["rows"]["budget"], self.n_prompts)
 
     def check_decisions(self, name):
         """/decisions alone says at which level every step ran: the prefill level, then what took effect."""
@@ -108,10 +112,10 @@ class Service(FaultCase):
         """A replica, then the service's rank; the dials go on as if nothing had been."""
         self.run_one("whole", **BUDGET)
         config = self.config("killed", **self.settings(service__rank="own", **BUDGET))
-        run = start(config, ranks=3, fault="decode:40:kill@rank=2")
+        run = start(config, ranks=3, fault="decode:5:kill@rank=2")
         self.assertNotEqual(run.code, DONE)
         self.check_gone(config)
-        run = start(config, ranks=2, fault="journal_sync:4:kill@rank=0")
+        run = start(config, ranks=2, fault="journal_sync:3:kill@rank=0")
         self.assertEqual([f[:2] for f in run.faults], [[0, "journal_sync"]])
         self.assertNotEqual(run.code, DONE)
         self.check_gone(config)

@@ -24,9 +24,9 @@ class Valgrind(Case):
         shutil.rmtree(logs, ignore_errors=True)
         logs.mkdir()
         write_config(config, model__path=model, prompts__path=self.folder / "prompts.jsonl", output__dir=out,
-                     output__kv_features=True, decode__max_new_tokens=5, decode__slots=2, decode__prefill_chunk=4,
-                     decode__context=64, backend__threads=2, policy__name="static", policy__prefill="4",
-                     policy__switches="0:4 2:2", **settings)
+                     output__kv_features=True, output__signals=True, decode__max_new_tokens=5, decode__slots=2,
+                     decode__prefill_chunk=4, decode__context=64, backend__threads=2, policy__prefill="4",
+                     policy__name="error-feedback", policy__levels="4 2", policy__every=2, **settings)
         command = ["mpirun", "-n", "2", "valgrind", "-q", "--error-exitcode=9", "--leak-check=full",
                    "--show-leak-kinds=definite", "--errors-for-leak-kinds=definite", "--num-callers=40",
                    f"--log-file={logs}/%p"] + [f"--suppressions={p}" for p in SUPPRESSIONS]

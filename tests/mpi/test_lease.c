@@ -41,7 +41,8 @@ static struct lease_item items[MAX_ITEMS];
 static int64_t n_counted;
 static int64_t places[128]; /* by ordinal: place in the order of a budget */
 static bool is_done[128];   /* by place; on the owner */
-static int64_t n_dials;     /* that were given */
+static int64_t n_polls;
+static int64_t n_dials; /* that were given */
 
 static void pause_ms(double ms)
 {
@@ -97,6 +98,14 @@ static enum status find_dial(void *ctx, const struct lease_item *item, bool *kno
     }
     n_dials += *known;
     *dial = dial_of(place);
+    return ST_OK;
+}
+
+/* Something else to serve: never while a lease is half given. */
+static enum status count_poll(void *ctx, bool *any)
+{
+    CHECK(ctx == &n_counted && !*any);
+    n_polls++;
     return ST_OK;
 }
 
@@ -355,8 +364,10 @@ static void play(struct env *env, const struct scene *what)
     }
     MPI_Bcast(dir, sizeof dir, MPI_CHAR, 0, env->world);
     if (env->rank == 0) {
-        const struct lease_hooks hooks = {
-            .ctx = &n_counted, .done = count_done, .dial = scene.window > 0 ? find_dial : NULL};
+        const struct lease_hooks hooks = {.ctx = &n_counted,
+                                          .done = count_done,
+                                          .dial = scene.window > 0 ? find_dial : NULL,
+                                          .poll = scene.window > 0 ? count_poll : NULL};
         CHECK_OK(lease_owner_create(&owner, env, journal, items, scene.n, 4, max_bytes, &hooks));
         CHECK(lease_owner_stopping(owner) == NULL);
         lease_owner_set_deadline(owner, scene.deadline_s);

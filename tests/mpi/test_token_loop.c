@@ -133,6 +133,8 @@ static enum status no_records(void *ctx, uint32_t kind, const void *payload, siz
     return ST_OK;
 }
 
+static bool by_level; /* of the next runs */
+
 /* A run of all prompts with the given slots; the first n_suspects are suspects. Steps and
  * allocations go to w. */
 static void run(struct env *env, const char *model, const char *out, int32_t n_slots,
@@ -168,6 +170,7 @@ static void run(struct env *env, const char *model, const char *out, int32_t n_s
                                 .max_turns = 1,
                                 .max_new_tokens = N_NEW,
                                 .temperature = temperature,
+                                .by_level = by_level,
                                 .seed = 3,
                                 .on_token = on_token,
                                 .on_finished = on_finished,
@@ -237,6 +240,23 @@ static void check_same(const struct watch *a, const struct watch *b)
     }
 }
 
+/* Passes of one level each; some are shared. */
+static void check_cohorts(const struct watch *w)
+{
+    static int32_t level[MOST_PASSES];
+    int n_shared = 0;
+    memset(level, -1, sizeof level);
+    for (int i = 0; i < N_PROMPTS; i++) {
+        for (int32_t t = 0; t < w->n_steps[i]; t++) {
+            const struct step_record *r = &w->steps[i][t];
+            n_shared += level[r->pass] >= 0;
+            CHECK(level[r->pass] < 0 || level[r->pass] == r->level);
+            level[r->pass] = r->level;
+        }
+    }
+    CHECK(n_shared > N_NEW);
+}
+
 static void check_run(const struct watch *w)
 {
     CHECK(w->n_tokens == (long)N_PROMPTS * N_NEW); /* at most max_new_tokens, never one more */
@@ -287,6 +307,12 @@ int main(int argc, char **argv)
     run(&env, nested, gen_path(out, folder, "again"), 5, 0, 1, 0.7f, &again);
     check_same(&two, &three); /* other passes */
     check_same(&two, &again);
+    by_level = true;
+    run(&env, nested, gen_path(out, folder, "cohorts"), 3, 0, 1, 0.7f, &again);
+    by_level = false;
+    check_run(&again);
+    check_same(&two, &again);
+    check_cohorts(&again);
     CHECK(two.n_gathered == 0 && three.n_gathered == 0);
     /* suspects: last, with nothing beside them, and the same bits */
     run(&env, nested, gen_path(out, folder, "alone"), 4, 2, 1, 0.7f, &again);

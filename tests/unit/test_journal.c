@@ -492,6 +492,36 @@ static void test_pack(void)
     CHECK_STATUS(journal_unpack_failed(&failed2, buf, 0), ST_FORMAT, "failed record");
 }
 
+static void test_pack_state(void)
+{
+    unsigned char buf[JOURNAL_SMALL_BYTES];
+    const struct journal_state a = {.lease = 7,
+                                    .ordinal = 0x0102030405,
+                                    .key = {11, 12},
+                                    .dial = 0.25f,
+                                    .target = 2.8,
+                                    .offset = -1.5,
+                                    .slope = 3.5,
+                                    .account = 0.125};
+    struct journal_state b;
+    size_t n = journal_pack_state(buf, &a);
+    CHECK(n == 68 && buf[0] == 7 && buf[8] == 5 && buf[12] == 1 && buf[16] == 11);
+    CHECK(memcmp(buf + 32, "\0\0\x80\x3e", 4) == 0); // 0.25
+    CHECK_OK(journal_unpack_state(&b, buf, n));
+    CHECK(b.lease == a.lease && b.ordinal == a.ordinal && b.key[0] == 11 && b.key[1] == 12);
+    CHECK_NEAR(b.dial, a.dial, 0);
+    CHECK_NEAR(b.target, a.target, 0);
+    CHECK_NEAR(b.offset, a.offset, 0);
+    CHECK_NEAR(b.slope, a.slope, 0);
+    CHECK_NEAR(b.account, a.account, 0);
+    CHECK_STATUS(journal_unpack_state(&b, buf, n - 1), ST_FORMAT, "67 bytes; expected 68");
+    memcpy(buf + 32, "\0\0\xc0\x7f", 4); // not a number
+    CHECK_STATUS(journal_unpack_state(&b, buf, n), ST_FORMAT, "expected 0 to 1");
+    memcpy(buf + 32, "\0\0\0\0", 4);
+    buf[7] = 0x80;
+    CHECK_STATUS(journal_unpack_state(&b, buf, n), ST_FORMAT, "controller state of lease -");
+}
+
 static void test_pack_faults(void)
 {
     unsigned char buf[JOURNAL_SMALL_BYTES];
@@ -598,6 +628,55 @@ static void test_two_threads(void)
     CHECK(bad == 0 && o.n[0] == N_EACH && o.n[1] == N_EACH && !o.wrong);
 }
 
+/* Appending beside other work: whole, in order, and a full disk is told to whoever asks. */
+static enum status append_beside(struct journal *j, uint32_t kind, const void *payload, size_t n)
+{
+    bool done = false;
+    journal_append_begin(j, kind, payload, n);
+    while (!done) {
+        TRY(journal_append_done(j, &done));
+    }
+    return ST_OK;
+}
+
+static void test_beside(void)
+{
+    char dir[PATH_MAX], file[PATH_MAX], payload[SEEN_BYTES];
+    struct journal *j = NULL;
+    new_dir(dir, file);
+    CHECK_OK(journal_open(&j, dir, NULL, NULL));
+    CHECK_OK(journal_reserve(j, sizeof payload));
+    CHECK_OK(journal_writer_open(j));
+    CHECK_OK(journal_writer_open(j)); // once is enough
+    uint64_t allocs = mem_alloc_count();
+    for (uint32_t i = 0; i < 40; i++) {
+        memset(payload, (int)i, sizeof payload);
+        if (i % 3 == 0) {
+            CHECK_OK(journal_append(j, i, payload, i, true));
+        } else {
+            CHECK_OK(append_beside(j, i, payload, i));
+        }
+        memset(payload, 0xee, sizeof payload); // it is no longer needed
+    }
+    CHECK(mem_alloc_count() == allocs);
+    struct rlimit old, small = {.rlim_cur = 100};
+    CHECK(getrlimit(RLIMIT_FSIZE, &old) == 0);
+    small.rlim_max = old.rlim_max;
+    signal(SIGXFSZ, SIG_IGN);
+    CHECK(setrlimit(RLIMIT_FSIZE, &small) == 0);
+    CHECK_STATUS(append_beside(j, 1, payload, 10), ST_IO, "journal.bin");
+    CHECK(setrlimit(RLIMIT_FSIZE, &old) == 0);
+    CHECK_OK(append_beside(j, 99, "end", 3));
+    journal_append_begin(j, 100, "under way", 9);
+    journal_close(&j); // waits for it
+    CHECK_OK(reopen(dir));
+    CHECK(seen.n == 42 && seen.kind[40] == 99 && seen.kind[41] == 100 && seen.bytes[41] == 9);
+    for (int i = 0; i < 40 && i < seen.n; i++) {
+        CHECK(seen.kind[i] == (uint32_t)i && seen.bytes[i] == (size_t)i);
+        CHECK(i == 0 || (seen.payload[i][0] == i && seen.payload[i][i - 1] == i));
+    }
+}
+
 int main(void)
 {
     log_set_level(LOG_ERROR); // cut tails are expected here
@@ -613,7 +692,9 @@ int main(void)
     test_too_large();
     test_pack();
     test_pack_faults();
+    test_pack_state();
     test_two_threads();
+    test_beside();
     gen_remove(folder);
     return check_report();
 }
