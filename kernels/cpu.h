@@ -116,8 +116,9 @@ const struct cpu_isa *cpu_isa_avx512(void);
 /* The activations that were quantised last: q, k and v, or gate and up, have the same. */
 struct cpu_quantised {
     struct host_scratch x; /* a copy of them */
+    uint64_t number;       /* of this content, from 1 */
     size_t n_tok;          /* 0: none */
-    int32_t n_cols, act_cols;
+    int32_t n_cols, group_cols;
     bool for_look_ups;
 };
 
@@ -125,6 +126,7 @@ struct cpu_quantised {
 struct cpu_share {
     _Alignas(64) atomic_int next;
     int end;
+    uint64_t tables; /* number of the content that the thread's look-up tables are of */
 };
 
 struct cpu {

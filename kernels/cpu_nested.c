@@ -196,7 +196,7 @@ struct pass {
     struct cpu_output out;
     size_t first_token; /* in out */
     int n_tok, n_shares;
-    bool for_look_ups, is_quantised;
+    bool for_look_ups, quantises, is_quantised;
     enum way way[BITS_ALL];       /* of each precision */
     int n_of[BITS_ALL];           /* tokens of each precision, listed in token[] one precision */
     int at_of[BITS_ALL];          /* after the other from here */
@@ -204,13 +204,14 @@ struct pass {
     struct nested_acts acts[NESTED_TOKENS]; /* by number */
 };
 
-/* What a thread writes while it multiplies; pieces of its share of cpu->rows. */
+/* What a thread writes while it multiplies; pieces of its share of cpu->rows, and its tables. */
 struct lane {
-    float *weights;   /* (n_cols_padded, whole steps): a row in f32 */
-    float *sums;      /* (NESTED_TOKENS, NESTED_ROWS) */
-    uint8_t *codes;   /* (columns of a block, NESTED_ROWS) */
-    uint8_t *planes;  /* (BITS_MAX, n_cols_padded / 8): a row's planes */
-    uint16_t *levels; /* a row's levels, as struct nested_row has them */
+    struct nested_acts acts; /* look-ups */
+    float *weights;          /* (n_cols_padded, whole steps): a row in f32 */
+    float *sums;             /* (NESTED_TOKENS, NESTED_ROWS) */
+    uint8_t *codes;          /* (columns of a block, NESTED_ROWS) */
+    uint8_t *planes;         /* (BITS_MAX, n_cols_padded / 8): a row's planes */
+    uint16_t *levels;        /* a row's levels, as struct nested_row has them */
 };
 
 static size_t take(size_t *used, size_t bytes)
@@ -279,6 +280,7 @@ static enum status reserve(struct cpu *cpu, const struct nested_matrix *w)
     TRY(host_scratch_reserve(&cpu->rows, n));
     size_t one = lay_out_acts(NULL, NULL, w, 1, TABLE_BYTES);
     size_t many = lay_out_acts(NULL, NULL, w, NESTED_TOKENS, 1);
+    TRY(mem_mul(&one, one, (size_t)cpu->n_threads));
     n = (one > many ? one : many) / sizeof(float);
     if (n > cpu->acts.n) {
         cpu->last.n_tok = 0; /* what was there is lost */
@@ -331,7 +333,7 @@ static void tile_by_look_up(const struct pass *pass, const struct lane *lane, in
     for (int i = 0; i < pass->n_of[b]; i++) {
         int token = pass->token[pass->at_of[b] + i];
         for (int32_t s = 0; s < pass->n_segments; s++) {
-            pass->cpu->isa->nested->look_up(lane->sums, &tile, &pass->acts[token], pass->cut[s],
+            pass->cpu->isa->nested->look_up(lane->sums, &tile, &lane->acts, pass->cut[s],
                                             segment_end(pass, s));
             store(pass, s, token, t, lane->sums);
         }
@@ -417,24 +419,45 @@ static void tile_by_rows(const struct pass *pass, const struct lane *lane, int32
     }
 }
 
-/* Quantises a thread's share of the groups of every token; beyond n_cols x is zero. */
-static void quantise(const struct pass *pass, int thread, int n_threads)
+/* Groups begin..end of one token; beyond n_cols x is zero. */
+static void quantise(const struct pass *pass, const struct nested_acts *out, int token,
+                     int32_t begin, int32_t end)
 {
     const struct nested_loops *loops = pass->cpu->isa->nested;
     int32_t n_cols = pass->w->n_cols, width = pass->act_cols;
-    int32_t n_acts = pass->w->n_cols_padded / width;
-    for (int token = 0; token < pass->n_tok; token++) {
-        const float *x = pass->x + (size_t)token * (size_t)n_cols;
-        for (int32_t a = n_acts * thread / n_threads; a < n_acts * (thread + 1) / n_threads; a++) {
-            float filled[NESTED_ACT_MAX] = {0};
-            const float *from = x + (size_t)a * (size_t)width;
-            if ((a + 1) * width > n_cols) {
-                int32_t n = n_cols - a * width;
-                memcpy(filled, n > 0 ? from : filled, sizeof *filled * (size_t)(n > 0 ? n : 0));
-                from = filled;
-            }
-            (pass->for_look_ups ? loops->tables : loops->codes)(&pass->acts[token], from, a, width);
+    const float *x = pass->x + (size_t)token * (size_t)n_cols;
+    for (int32_t a = begin; a < end; a++) {
+        float filled[NESTED_ACT_MAX] = {0};
+        const float *from = x + (size_t)a * (size_t)width;
+        if ((a + 1) * width > n_cols) {
+            int32_t n = n_cols - a * width;
+            memcpy(filled, n > 0 ? from : filled, sizeof *filled * (size_t)(n > 0 ? n : 0));
+            from = filled;
         }
+        (pass->for_look_ups ? loops->tables : loops->codes)(out, from, a, width);
+    }
+}
+
+/* Tables are every thread's own: making them takes less time than fetching another core's. */
+static void make_tables(const struct pass *pass, struct lane *lane, int thread)
+{
+    struct cpu *cpu = pass->cpu;
+    size_t bytes = lay_out_acts(NULL, NULL, pass->w, 1, TABLE_BYTES);
+    lay_out_acts(&lane->acts, (char *)cpu->acts.data + (size_t)thread * bytes, pass->w, 1,
+                 TABLE_BYTES);
+    if (cpu->shares[thread].tables != cpu->last.number) {
+        quantise(pass, &lane->acts, 0, 0, pass->w->n_cols_padded / pass->act_cols);
+        cpu->shares[thread].tables = cpu->last.number;
+    }
+}
+
+/* Codes of many tokens are shared: each thread makes a part of every token's. */
+static void make_codes(const struct pass *pass, int thread, int n_threads)
+{
+    int32_t n_acts = pass->w->n_cols_padded / pass->act_cols;
+    for (int token = 0; token < pass->n_tok; token++) {
+        quantise(pass, &pass->acts[token], token, n_acts * thread / n_threads,
+                 n_acts * (thread + 1) / n_threads);
     }
 }
 
@@ -461,8 +484,10 @@ static void work(const struct pass *pass, int thread, int n_threads)
     size_t lane_floats = lay_out(NULL, NULL, pass->w) / sizeof(float);
     struct lane lane = {0};
     lay_out(&lane, (char *)(pass->cpu->rows.data + (size_t)thread * lane_floats), pass->w);
-    if (!pass->is_quantised) {
-        quantise(pass, thread, n_threads);
+    if (pass->quantises && pass->for_look_ups) {
+        make_tables(pass, &lane, thread);
+    } else if (pass->quantises && !pass->is_quantised) {
+        make_codes(pass, thread, n_threads);
         if (n_threads > 1) {
 #pragma omp barrier
         }
@@ -487,14 +512,15 @@ static bool were_quantised(struct cpu *cpu, const struct pass *pass)
     struct cpu_quantised *last = &cpu->last;
     size_t n = (size_t)pass->n_tok * (size_t)pass->w->n_cols;
     if (last->n_tok == (size_t)pass->n_tok && last->n_cols == pass->w->n_cols &&
-        last->act_cols == pass->act_cols && last->for_look_ups == pass->for_look_ups &&
+        last->group_cols == pass->w->group_cols && last->for_look_ups == pass->for_look_ups &&
         memcmp(last->x.data, pass->x, n * sizeof *pass->x) == 0) {
         return true;
     }
     memcpy(last->x.data, pass->x, n * sizeof *pass->x);
     last->n_tok = (size_t)pass->n_tok;
     last->n_cols = pass->w->n_cols;
-    last->act_cols = pass->act_cols;
+    last->group_cols = pass->w->group_cols;
+    last->number++;
     last->for_look_ups = pass->for_look_ups;
     return false;
 }
@@ -559,13 +585,15 @@ enum status cpu_matmul_nested(struct backend *be, struct tensor *y, const struct
     }
     pass.for_look_ups = how->product == PRODUCT_ONE;
     size_t n_tok = pass.out.n_tok, most = pass.for_look_ups ? 1 : NESTED_TOKENS;
-    lay_out_acts(pass.acts, (char *)cpu->acts.data, w, most, pass.for_look_ups ? TABLE_BYTES : 1);
+    if (!pass.for_look_ups) {
+        lay_out_acts(pass.acts, (char *)cpu->acts.data, w, most, 1);
+    }
     for (size_t first = 0; first < n_tok; first += most) {
         size_t n = n_tok - first < most ? n_tok - first : most;
         pass.first_token = first;
         pass.x = (const float *)x->data + first * (size_t)w->n_cols;
-        bool any = sort_tokens(&pass, (const uint8_t *)bits->data + first, (int)n);
-        pass.is_quantised = !any || were_quantised(cpu, &pass);
+        pass.quantises = sort_tokens(&pass, (const uint8_t *)bits->data + first, (int)n);
+        pass.is_quantised = pass.quantises && were_quantised(cpu, &pass);
         int n_threads =
             cpu_threads(cpu, (size_t)w->n_rows * (size_t)w->n_cols / WEIGHTS_PER_MULTIPLY * n);
         deal_tiles(&pass, n_threads);

@@ -37,7 +37,7 @@ static struct nested_matrix load(struct backend *be, const struct nested_source 
 {
     struct nested_matrix w = {0};
     struct matrix_range whole = rig_whole(src);
-    CHECK_OK(backend_planes_load(be, &w, src, &whole, 8));
+    CHECK_OK(backend_planes_load(be, &w, src, &whole, src->n_planes));
     return w;
 }
 
@@ -137,6 +137,42 @@ static void test_look_ups_agree(void)
         backend_close(&ref);
         rig_matrix_free(&m);
     }
+}
+
+/* Tables are kept from product to product, by thread: one of other activations, or by a thread that
+ * sat one out, must not be taken for them. */
+static void test_tables_kept(void)
+{
+    enum { ROWS = 1024, COLS = 1024, FEW = 32 };
+    static const enum level_kind lut[BITS_ALL] = {[2] = LEVEL_LUT};
+    static float x[2][COLS], want[ROWS], got[ROWS], few[FEW];
+    const uint8_t b = 2;
+    struct rig_rng rng = {RIG_SEED + 24};
+    struct rig_matrix large, small, rows;
+    rig_matrix_make(&large, &rng, ROWS, COLS, 64, 2, tied);
+    rig_matrix_make(&small, &rng, FEW, COLS, 64, 2, tied);
+    rig_matrix_make(&rows, &rng, ROWS, COLS, 64, 2, lut);
+    rig_floats(&rng, x[0], 2 * COLS);
+    struct backend fresh = rig_open("cpu", 1), be = rig_open("cpu", 2);
+    struct nested_matrix alone = load(&fresh, &large.src), w = load(&be, &large.src);
+    struct nested_matrix one_thread = load(&be, &small.src), decoded = load(&be, &rows.src);
+    CHECK_OK(rig_nested(&fresh, want, &alone, &b, x[0], 1, NULL, NULL, 1, PRODUCT_ONE));
+    for (int i = 0; i < 20; i++) {
+        CHECK_OK(rig_nested(&be, got, &w, &b, x[1], 1, NULL, NULL, 1, PRODUCT_ONE));
+        CHECK_OK(rig_nested(&be, few, &one_thread, &b, x[0], 1, NULL, NULL, 1, PRODUCT_ONE));
+        CHECK_OK(rig_nested(&be, got, &decoded, &b, x[1], 1, NULL, NULL, 1, PRODUCT_ONE));
+        CHECK_OK(rig_nested(&be, got, &w, &b, x[0], 1, NULL, NULL, 1, PRODUCT_ONE));
+        CHECK(memcmp(want, got, sizeof want) == 0);
+    }
+    backend_planes_drop(&fresh, &alone, 0);
+    backend_planes_drop(&be, &w, 0);
+    backend_planes_drop(&be, &one_thread, 0);
+    backend_planes_drop(&be, &decoded, 0);
+    rig_matrix_free(&large);
+    rig_matrix_free(&small);
+    rig_matrix_free(&rows);
+    backend_close(&fresh);
+    backend_close(&be);
 }
 
 /* ---- the definition ---- */
@@ -322,6 +358,7 @@ int main(void)
     rig_register();
     test_isas_agree();
     test_look_ups_agree();
+    test_tables_kept();
     test_definition();
     test_error();
     return check_report();
