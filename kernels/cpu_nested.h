@@ -37,7 +37,7 @@ enum {
     NESTED_TOKENS = 64,      /* most tokens that are quantised together */
     NESTED_BLOCK_COLS = 256, /* columns whose codes are expanded together, at least a group */
     NESTED_DOT_BITS = 7,     /* most bits of the integer dots */
-    NESTED_DOT_TOKENS = 4,   /* most tokens of one call of dots */
+    NESTED_DOT_TOKENS = 8,   /* most tokens of one call of dots */
 };
 
 /* Activations below this are taken for zero. */

@@ -244,21 +244,30 @@ AVX512_INLINE void dots_any(float *const *sum, const uint8_t *codes, const struc
             }
         }
         const uint16_t *levels = tile->levels + first / (size_t)tile->group_cols * 2 * NESTED_ROWS;
+        __m512 scale[N_VEC], offset[N_VEC];
+        for (int v = 0; v < N_VEC; v++) {
+            scale[v] = halves(levels + 16 * v);
+            offset[v] = halves(levels + NESTED_ROWS + 16 * v);
+        }
         for (int j = 0; j < n_tok; j++) {
             __m512i centre = _mm512_set1_epi32(most * acts[j]->total[act]);
             __m512 h = _mm512_set1_ps(acts[j]->scale[act] * 0.5f);
             __m512 x = _mm512_set1_ps(acts[j]->sum[act]);
             for (int v = 0; v < N_VEC; v++) {
                 __m512i i = _mm512_sub_epi32(_mm512_add_epi32(total[j][v], total[j][v]), centre);
-                __m512 y = _mm512_fmadd_ps(halves(levels + 16 * v),
-                                           _mm512_mul_ps(_mm512_cvtepi32_ps(i), h),
+                __m512 y = _mm512_fmadd_ps(scale[v], _mm512_mul_ps(_mm512_cvtepi32_ps(i), h),
                                            _mm512_loadu_ps(sum[j] + 16 * v));
-                y = _mm512_fmadd_ps(halves(levels + NESTED_ROWS + 16 * v), x, y);
-                _mm512_storeu_ps(sum[j] + 16 * v, y);
+                _mm512_storeu_ps(sum[j] + 16 * v, _mm512_fmadd_ps(offset[v], x, y));
             }
         }
     }
 }
+
+/* One copy per number of tokens, whose sums then stay in registers. */
+#define DOTS(n)                                            \
+    case n:                                                \
+        dots_any(sum, codes, tile, acts, (n), begin, end); \
+        return;
 
 AVX512 static void avx512_dots(float *const *sum, const uint8_t *codes,
                                const struct nested_tile *tile,
@@ -266,17 +275,14 @@ AVX512 static void avx512_dots(float *const *sum, const uint8_t *codes,
                                int32_t end)
 {
     switch (n_tok) {
-    case 1:
-        dots_any(sum, codes, tile, acts, 1, begin, end);
-        return;
-    case 2:
-        dots_any(sum, codes, tile, acts, 2, begin, end);
-        return;
-    case 3:
-        dots_any(sum, codes, tile, acts, 3, begin, end);
-        return;
-    default:
-        dots_any(sum, codes, tile, acts, NESTED_DOT_TOKENS, begin, end);
+        DOTS(1)
+        DOTS(2)
+        DOTS(3)
+        DOTS(4)
+        DOTS(5)
+        DOTS(6)
+        DOTS(7)
+        DOTS(8)
     }
 }
 
