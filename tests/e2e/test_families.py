@@ -67,7 +67,7 @@ class Families(Case):
             errors = []
             for bits in (2, 3, 4):
                 oracle = Model(nested, bits).logits(ids)
-                for backend in ("cpu", "cpu_ref"):
+                for backend in ("cpu", "cpu_ref") if bits == 4 else ("cpu_ref",):
                     got = logits(nested, ids, "--kv", "f32", "--bits", bits, "--backend", backend)
                     self.assertLess(nmse(got, oracle), NESTED_NMSE[backend], (name, bits, backend))
                 errors.append(nmse(oracle, want))
