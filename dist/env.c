@@ -349,7 +349,9 @@ enum status env_check_threads(struct env *env, int n_threads)
 {
     int n_all = 0, n_cpus = 0, n_local = 0, local_rank = 0;
     TRY(count_on_node(env, n_threads, &n_all, &n_cpus, &n_local, &local_rank));
-    bool too_many = n_cpus > 0 && n_all > n_cpus;
+    const char *policy = getenv("OMP_WAIT_POLICY");
+    bool knows = policy && (strcmp(policy, "passive") == 0 || strcmp(policy, "PASSIVE") == 0);
+    bool too_many = n_cpus > 0 && n_all > n_cpus && !knows;
     int speaker = too_many && local_rank == 0 ? env->rank : env->size, first = 0;
     TRY_MPI(MPI_Allreduce(&speaker, &first, 1, MPI_INT, MPI_MIN, env->world));
     if (first == env->rank) {

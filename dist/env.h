@@ -74,7 +74,7 @@ MUST_CHECK enum status env_broadcast_text(struct env *env, char **text);
 MUST_CHECK enum status env_default_threads(struct env *env, int *n_threads);
 /* Collective. n_threads: that compute on this rank, 0 where it decodes nothing. Where the ranks of
  * a node together have more than there are CPUs for them, one rank of one such node says so and
- * what to do. */
+ * what to do; not where OMP_WAIT_POLICY is passive, which is the least of it. */
 MUST_CHECK enum status env_check_threads(struct env *env, int n_threads);
 /* Ends the job from one rank. Never returns. */
 void env_abort(int code) __attribute__((noreturn));
