@@ -72,10 +72,10 @@ static const struct h5_column trial_columns[] = {
     COLUMN(trial_row, difference, COL_F64, "1", "mean of quality minus the highest level's"),
     COLUMN(trial_row, low, COL_F64, "1", "lower end of the difference's interval"),
     COLUMN(trial_row, high, COL_F64, "1", "upper end"),
-    COLUMN(
-        trial_row, verdict, COL_TEXT, "text",
-        "worse, unproven, lossless, reference (the highest level alone), or untried (not, or not "
-        "to the end: it costs more than the best)"),
+    COLUMN(trial_row, verdict, COL_TEXT, "text",
+           "worse, unproven, lossless, reference (the highest level alone), or undecided (not "
+           "tried, or not "
+           "to the end: it costs more than the best)"),
 };
 static const struct h5_column score_columns[] = {
     COLUMN(tune_score, trial, COL_I32, "1", "row of /trials"),

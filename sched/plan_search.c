@@ -8,8 +8,8 @@
 #include "core/mem.h"
 #include "core/sampler.h"
 
-const char *const plan_verdict_name[PLAN_N_VERDICTS] = {"untried", "worse", "unproven", "lossless",
-                                                        "reference"};
+const char *const plan_verdict_name[PLAN_N_VERDICTS] = {"undecided", "worse", "unproven",
+                                                        "lossless", "reference"};
 
 /* ---- candidates ---- */
 
@@ -94,7 +94,7 @@ static enum status enumerate(struct plan_search *s, const int32_t *steps, int32_
 {
     int32_t place[SCHEDULE_MAX_LEVELS - 1] = {0};
     do {
-        struct plan_candidate c = {.verdict = PLAN_UNTRIED};
+        struct plan_candidate c = {.verdict = PLAN_UNDECIDED};
         for (int32_t i = 0; i < s->n_levels - 1; i++) {
             c.at[i] = steps[place[i]];
         }
@@ -249,7 +249,7 @@ static enum status judge(const struct running *r, int32_t place, const double *q
     }
     TRY(plan_interval(&c->difference, r->difference, n, r->seed));
     c->verdict = c->difference.high < -r->loss  ? PLAN_DROPPED
-                 : n < r->n_prompts             ? PLAN_UNTRIED
+                 : n < r->n_prompts             ? PLAN_UNDECIDED
                  : c->difference.low < -r->loss ? PLAN_UNPROVEN
                                                 : PLAN_LOSSLESS;
     return ST_OK;
@@ -265,7 +265,7 @@ static enum status measure_rung(const struct running *r, int32_t *wave, int32_t 
     TRY(r->measure(r->ctx, wave, *n, first, last, r->quality));
     for (int32_t i = 0; i < *n; i++) {
         TRY(judge(r, wave[i], r->quality + (size_t)i * row, last));
-        if (r->s->candidate[wave[i]].verdict == PLAN_UNTRIED) {
+        if (r->s->candidate[wave[i]].verdict == PLAN_UNDECIDED) {
             memmove(r->quality + (size_t)n_left * row, r->quality + (size_t)i * row,
                     row * sizeof *r->quality);
             wave[n_left++] = wave[i];

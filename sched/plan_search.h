@@ -34,7 +34,7 @@ enum {
 };
 
 enum plan_verdict {
-    PLAN_UNTRIED,   /* not, or not to the end: it costs more than the winner */
+    PLAN_UNDECIDED, /* not tried, or not to the end: it costs more than the winner */
     PLAN_DROPPED,   /* worse beyond doubt: the interval's upper end is below -loss */
     PLAN_UNPROVEN,  /* measured on all prompts; neither worse nor lossless beyond doubt */
     PLAN_LOSSLESS,  /* confirmed on all prompts: the winner */
