@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "sched/plan_search.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -309,6 +310,12 @@ enum status plan_search_run(struct plan_search *s, const double *reference, int3
     enum status st = ST_OK;
     INVARIANT(n_prompts >= 1);
     s->winner = -1;
+    for (int32_t i = 0; i < s->n; i++) {
+        struct plan_candidate *c = &s->candidate[i];
+        c->verdict = PLAN_UNDECIDED;
+        c->n_prompts = 0;
+        c->quality = c->difference.mean = c->difference.low = c->difference.high = (double)NAN;
+    }
     TRY_GOTO(st, MEM_NEW(&r.quality, (size_t)PLAN_SEARCH_WAVE * (size_t)n_prompts), done);
     TRY_GOTO(st, MEM_NEW(&r.difference, n_prompts), done);
     TRY_GOTO(st, judge(&r, s->reference, reference, n_prompts), done);

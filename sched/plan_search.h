@@ -56,7 +56,7 @@ struct plan_candidate {
                                             answers: nothing is won by longer ones */
     double prefill_bits;
     int32_t n_prompts; /* that it was measured on, the first so many of the search's order */
-    double quality;    /* mean over them */
+    double quality;    /* mean over them; NaN: none */
     struct plan_interval difference;
     enum plan_verdict verdict;
 };

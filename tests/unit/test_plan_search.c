@@ -159,7 +159,8 @@ static int32_t brute_force(const struct world *w, double loss, uint64_t seed)
 }
 
 /* Quality falls with the bits that are missing, of decoding and of prefill, and is noisy. */
-static void make_world(struct world *w, double per_bit, double per_prefill_bit, uint64_t seed)
+static void make_world(struct world *w, double per_bit, double per_prefill_bit, double noise,
+                       uint64_t seed)
 {
     struct gen_rng rng = {.state = seed};
     for (int32_t c = 0; c < w->s->n; c++) {
@@ -168,11 +169,31 @@ static void make_world(struct world *w, double per_bit, double per_prefill_bit, 
         less += per_prefill_bit * (4 - k->prefill_bits);
         w->known[c] = 0;
         for (int32_t p = 0; p < N_PROMPTS; p++) {
-            double noise = c == w->s->reference ? 0 : 0.02 * (gen_uniform(&rng) - 0.5);
-            w->quality[c * N_PROMPTS + p] = 0.6 + 0.005 * p - less + noise;
+            double off = c == w->s->reference ? 0 : noise * (gen_uniform(&rng) - 0.5);
+            w->quality[c * N_PROMPTS + p] = 0.6 + 0.005 * p - less + off;
         }
     }
     w->n_measured = 0;
+}
+
+/* What is said of a candidate is what its first prompts say. */
+static void check_candidate(const struct world *w, int32_t c, uint64_t seed)
+{
+    const struct plan_candidate *k = &w->s->candidate[c];
+    const double *reference = w->quality + w->s->reference * N_PROMPTS;
+    double d[N_PROMPTS], sum = 0;
+    struct plan_interval interval;
+    CHECK(k->n_prompts == w->known[c] || c == w->s->reference);
+    if (k->n_prompts == 0) {
+        return;
+    }
+    for (int32_t p = 0; p < k->n_prompts; p++) {
+        sum += w->quality[c * N_PROMPTS + p];
+        d[p] = w->quality[c * N_PROMPTS + p] - reference[p];
+    }
+    CHECK_OK(plan_interval(&interval, d, k->n_prompts, seed));
+    CHECK_NEAR(k->quality, sum / k->n_prompts, 1e-12);
+    CHECK(memcmp(&interval, &k->difference, sizeof interval) == 0);
 }
 
 static void test_search(void)
@@ -186,9 +207,9 @@ static void test_search(void)
     struct world w = {.s = &s};
     CHECK_OK(MEM_NEW(&w.quality, s.n * N_PROMPTS));
     CHECK_OK(MEM_NEW(&w.known, s.n));
-    int32_t last = -1;
+    int32_t last = -1, n_unproven = 0;
     for (uint32_t i = 0; i < 4; i++) {
-        make_world(&w, per_bit[i], per_prefill[i], i + 1);
+        make_world(&w, per_bit[i], per_prefill[i], i == 0 ? 0.02 : 0.2, i + 1);
         const double *reference = w.quality + s.reference * N_PROMPTS;
         int32_t expected = brute_force(&w, 0.01, 5);
         CHECK_OK(plan_search_run(&s, reference, N_PROMPTS, 0.01, 5, measure, &w));
@@ -197,19 +218,21 @@ static void test_search(void)
         CHECK(w.n_measured < (int64_t)(s.winner + PLAN_SEARCH_WAVE) * N_PROMPTS);
         for (int32_t c = 0; c < s.n; c++) {
             const struct plan_candidate *k = &s.candidate[c];
-            CHECK(c == s.reference || k->n_prompts == w.known[c] || w.known[c] == 0);
+            check_candidate(&w, c, 5);
+            n_unproven += k->verdict == PLAN_UNPROVEN;
             CHECK(w.known[c] == 0 || c < s.winner + PLAN_SEARCH_WAVE);
             if (c < s.winner) { /* all that is cheaper was refuted, or measured to the end */
                 CHECK(k->verdict == PLAN_DROPPED || k->verdict == PLAN_UNPROVEN);
+                CHECK(i < 3 || c > 0 || k->n_prompts == 8); /* far off: the first rung */
                 CHECK(k->verdict == PLAN_DROPPED ? k->difference.high < -0.01
                                                  : k->n_prompts == N_PROMPTS);
             }
         }
         last = s.winner;
     }
-    CHECK(s.candidate[0].n_prompts == 8); /* far off: refuted by the first rung */
+    CHECK(n_unproven > 0);
 
-    make_world(&w, 5, 5, 9); /* nothing but what is as the reference */
+    make_world(&w, 5, 5, 0.2, 9); /* nothing but what is as the reference */
     for (int32_t c = 0; c < s.reference; c++) {
         for (int32_t p = 0; p < N_PROMPTS; p++) {
             w.quality[c * N_PROMPTS + p] = 0;
@@ -219,7 +242,7 @@ static void test_search(void)
         plan_search_run(&s, w.quality + s.reference * N_PROMPTS, N_PROMPTS, 0.01, 5, measure, &w));
     CHECK(s.winner == s.reference && s.candidate[s.winner].verdict == PLAN_REFERENCE);
 
-    make_world(&w, 5, 5, 9); /* good on the first prompts only */
+    make_world(&w, 5, 5, 0.2, 9); /* good on the first prompts only */
     for (int32_t p = 0; p < 24; p++) {
         w.quality[p] = 2;
     }
