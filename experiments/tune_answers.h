@@ -14,7 +14,7 @@
 #include "dist/journal.h"
 #include "experiments/engine.h"
 
-enum { TUNE_PLAN_BYTES = 4096 };
+enum { TUNE_PLAN_BYTES = 8192 };
 
 struct tune_answer {
     uint64_t key[2];

@@ -30,7 +30,7 @@ static const char usage[] =
     "                     default where all prompts have one), high (the highest level's texts),\n"
     "                     or a model's folder (its texts at its most bits)\n"
     "  --seed S           of the intervals and of the order of prompts (default 42)\n"
-    "  --set key=value    overrides a setting\n"
+    "  --set key=value    overrides a setting; prompts.limit is that of each split\n"
     "Leaves DIR/best.cfg (for pmpd run), DIR/tune.h5 (every trial) and DIR/trials (every answer, "
     "on\n"
     "a folder that all ranks see): the same command does only what is missing. The result does "
@@ -482,7 +482,8 @@ static enum status make_candidates(struct job *j)
             }
         }
     }
-    enum status st = plan_search_create(&j->search, j->bits, j->n_levels, most, j->grid, n_steps);
+    enum status st = plan_search_create(&j->search, j->bits, j->n_levels, most, j->grid,
+                                        j->settings.service.lag, n_steps);
     mem_free(n_steps);
     return st;
 }

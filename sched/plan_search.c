@@ -29,7 +29,8 @@ static double average_bits(const struct plan_search *s, const struct plan_candid
 {
     double bits = 0, n = 0;
     for (int32_t t = 0; t < s->max_new_tokens; t++) {
-        bits += (double)n_steps[t] * s->level_bits[plan_candidate_level(s, c, t)];
+        int32_t level = t < s->lag - 1 ? c->prefill : plan_candidate_level(s, c, t);
+        bits += (double)n_steps[t] * s->level_bits[level];
         n += (double)n_steps[t];
     }
     return n > 0 ? bits / n : s->level_bits[plan_candidate_level(s, c, 0)];
@@ -99,8 +100,8 @@ static enum status enumerate(struct plan_search *s, const int32_t *steps, int32_
         for (int32_t i = 0; i < s->n_levels - 1; i++) {
             c.at[i] = steps[place[i]];
         }
-        c.bits = average_bits(s, &c, n_steps);
         for (c.prefill = 0; c.prefill < s->n_levels; c.prefill++) {
+            c.bits = average_bits(s, &c, n_steps);
             c.prefill_bits = s->level_bits[c.prefill];
             TRY(add(s, &c));
         }
@@ -109,9 +110,11 @@ static enum status enumerate(struct plan_search *s, const int32_t *steps, int32_
 }
 
 enum status plan_search_create(struct plan_search *out, const double *level_bits, int32_t n_levels,
-                               int32_t max_new_tokens, int32_t grid, const int64_t *n_steps)
+                               int32_t max_new_tokens, int32_t grid, int32_t lag,
+                               const int64_t *n_steps)
 {
-    struct plan_search s = {.n_levels = n_levels, .max_new_tokens = max_new_tokens, .winner = -1};
+    struct plan_search s = {
+        .n_levels = n_levels, .max_new_tokens = max_new_tokens, .lag = lag, .winner = -1};
     int32_t *steps = NULL, n_places = 0;
     enum status st = ST_OK;
     INVARIANT(n_levels >= 2 && n_levels <= SCHEDULE_MAX_LEVELS && max_new_tokens >= 1 && grid >= 1);
@@ -123,9 +126,10 @@ enum status plan_search_create(struct plan_search *out, const double *level_bits
         }
     }
     TRY(MEM_NEW(&steps, grid + 1));
-    for (int32_t i = 0; i <= grid; i++) { /* each step once: a fine grid of a few tokens */
+    for (int32_t i = 0; i <= grid; i++) {
         int32_t step = (int32_t)((int64_t)max_new_tokens * i / grid);
-        if (n_places == 0 || steps[n_places - 1] != step) {
+        bool once = n_places == 0 || steps[n_places - 1] != step; /* a fine grid of a few tokens */
+        if (once && (step == max_new_tokens || n_steps[step] > 0)) {
             steps[n_places++] = step;
         }
     }

@@ -62,7 +62,7 @@ struct plan_candidate {
 };
 
 struct plan_search {
-    int32_t n_levels, max_new_tokens;
+    int32_t n_levels, max_new_tokens, lag;
     double level_bits[SCHEDULE_MAX_LEVELS]; /* (n_levels) descending */
     int32_t n, capacity;
     struct plan_candidate *candidate; /* owned: (n) cheapest first; the reference is among them */
@@ -72,13 +72,14 @@ struct plan_search {
 };
 
 /* All candidates: levels by their average bits (descending, 2 to SCHEDULE_MAX_LEVELS), switch steps
- * max_new_tokens * i / grid for i = 0..grid. n_steps (max_new_tokens): how many of the highest
- * level's answers have a decode step t, which weighs it in the cost. Order: average decode bits,
- * then prefill bits, then later drops. Errors: ST_USER (too many candidates; levels that do not
- * descend), ST_NOMEM. */
+ * max_new_tokens * i / grid for i = 0..grid, but for
+ * those that no answer reaches: they are never. n_steps (max_new_tokens): how many of the highest
+ * level's answers have a decode step t, which weighs it in the cost; lag (service.lag): steps
+ * before lag - 1 run at the prefill level. Order: average decode bits, then prefill bits, then
+ * later drops. Errors: ST_USER (too many candidates; levels that do not descend), ST_NOMEM. */
 MUST_CHECK enum status plan_search_create(struct plan_search *out, const double *level_bits,
                                           int32_t n_levels, int32_t max_new_tokens, int32_t grid,
-                                          const int64_t *n_steps);
+                                          int32_t lag, const int64_t *n_steps);
 void plan_search_free(struct plan_search *s);
 
 /* Place of the level of a step. */

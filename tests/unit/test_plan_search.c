@@ -41,7 +41,7 @@ static void test_candidates(void)
     int64_t n_steps[N_TOK];
     char text[128];
     weights(n_steps);
-    CHECK_OK(plan_search_create(&s, bits, 3, N_TOK, 3, n_steps));
+    CHECK_OK(plan_search_create(&s, bits, 3, N_TOK, 3, 1, n_steps));
     CHECK(s.n == 30); /* 3 prefill levels, 4 + 3 + 2 + 1 pairs of steps of 0, 4, 8, never */
     static const struct {
         const char *text;
@@ -68,16 +68,24 @@ static void test_candidates(void)
     CHECK(strcmp(text, "0:4") == 0);
     plan_search_free(&s);
 
-    CHECK_OK(plan_search_create(&s, bits, 3, 2, 10, n_steps)); /* steps 0, 1, never */
+    CHECK_OK(plan_search_create(&s, bits, 3, 2, 10, 1, n_steps)); /* steps 0, 1, never */
     CHECK(s.n == 18);
     plan_search_free(&s);
+    CHECK_OK(plan_search_create(&s, bits, 3, N_TOK, 3, 3, n_steps)); /* steps 0 and 1 as prefill */
+    CHECK_NEAR(s.candidate[find(&s, "prefill:4 0:3 4:2")].bits, (4 * 4 + 4 * 3 + 8 * 2) / 16.0,
+               1e-12);
+    plan_search_free(&s);
+    CHECK_OK(plan_search_create(&s, bits, 3, N_TOK, 12, 1, n_steps)); /* no answer has a step 11 */
+    CHECK(s.n == 3 * 12 * 13 / 2);
+    plan_search_free(&s);
     const double wrong[] = {4, 4};
-    CHECK_STATUS(plan_search_create(&s, wrong, 2, N_TOK, 3, n_steps), ST_USER, "fewer and fewer");
+    CHECK_STATUS(plan_search_create(&s, wrong, 2, N_TOK, 3, 1, n_steps), ST_USER,
+                 "fewer and fewer");
     double many[SCHEDULE_MAX_LEVELS];
     for (int i = 0; i < SCHEDULE_MAX_LEVELS; i++) {
         many[i] = 20 - i;
     }
-    CHECK_STATUS(plan_search_create(&s, many, SCHEDULE_MAX_LEVELS, N_TOK, 12, n_steps), ST_USER,
+    CHECK_STATUS(plan_search_create(&s, many, SCHEDULE_MAX_LEVELS, N_TOK, 12, 1, n_steps), ST_USER,
                  "smaller --grid");
 }
 
@@ -203,7 +211,7 @@ static void test_search(void)
     struct plan_search s;
     int64_t n_steps[N_TOK];
     weights(n_steps);
-    CHECK_OK(plan_search_create(&s, bits, 3, N_TOK, 3, n_steps));
+    CHECK_OK(plan_search_create(&s, bits, 3, N_TOK, 3, 1, n_steps));
     struct world w = {.s = &s};
     CHECK_OK(MEM_NEW(&w.quality, s.n * N_PROMPTS));
     CHECK_OK(MEM_NEW(&w.known, s.n));
