@@ -74,7 +74,7 @@ def rouge_l(text, reference):
 
 
 class Plan(Case):
-    T = 40
+    T = 30
     N = 24  # validation prompts: two rungs, of 8 and of 24
 
     @classmethod
@@ -177,7 +177,7 @@ class Plan(Case):
         self.assertAlmostEqual(test["quality"], np.mean(mine[got["best"]]), 9)
         self.assertAlmostEqual(test["difference"], np.mean(list(mine.values())[0]) - np.mean(list(mine.values())[1]), 9)
 
-        self.assertNotEqual(self.faulty("killed", "decode:60:kill", 2).returncode, 0)
+        self.assertNotEqual(self.faulty("killed", "decode:45:kill", 2).returncode, 0)
         self.assertFalse((self.folder / "killed" / "tune.h5").exists())
         journals = list((self.folder / "killed" / "trials").glob("replica-*/journal.bin"))
         self.assertEqual(len(journals), 2)
@@ -191,7 +191,7 @@ class Plan(Case):
         for k, v in got.items():
             self.assertEqual(repr(again[k].tolist()), repr(v.tolist()), k)  # NaN where nothing was measured
         self.assertEqual(test_again, test)
-        self.assertEqual((self.folder / "one" / "best.cfg").read_text(), (self.folder / "killed" / "best.cfg").read_text())
+        self.assertEqual(*[(self.folder / n / "best.cfg").read_text() for n in ("one", "killed")])
         self.assertIn("pmpd: 0 answers decoded", self.tune("killed").stderr.decode())
 
     def test_references(self):
@@ -204,15 +204,17 @@ class Plan(Case):
         said = self.tune("dense", "--reference", TINY, *few, ranks=2).stdout.decode()
         self.assertIn(f"against {TINY}", said)
         got, _ = self.read("dense")
-        pmpd("run", self.config, "--set", f"model.path={TINY}", "--set", "policy.name=fixed", "--set", "policy.level=max",
-             "--set", "policy.prefill=max", "--set", f"output.dir={self.folder / 'dense'}")
-        pmpd("run", self.config, "--set", "policy.name=fixed", "--set", "policy.level=4", "--set", "policy.prefill=4",
-             "--set", f"output.dir={self.folder / 'four'}")
-        texts = [{a["question_id"]: a["choices"][0]["turns"][0] for a in
-                  map(json.loads, (self.folder / n / "answers.jsonl").read_text().splitlines())} for n in ("four", "dense")]
+        some = ("--set", "prompts.split=validation", "--set", "prompts.limit=3")
+        texts = []
+        for model, level in ((self.shared / "nested", 4), (TINY, "max")):
+            out = self.folder / f"run-{level}"
+            pmpd("run", self.config, *some, "--set", f"model.path={model}", "--set", "policy.name=fixed",
+                 "--set", f"policy.level={level}", "--set", f"policy.prefill={level}", "--set", f"output.dir={out}")
+            answers = map(json.loads, (out / "answers.jsonl").read_text().splitlines())
+            texts.append({a["question_id"]: a["choices"][0]["turns"][0] for a in answers})
         reference = next(i for i, t in enumerate(got["trials"]) if t["verdict"] == b"reference")
         for s in got["scores"]:
-            if s["trial"] == reference:
+            if s["trial"] == reference and s["split"] == b"validation":
                 k = s["id"].decode()
                 self.assertAlmostEqual(s["quality"], rouge_l(texts[0][k], texts[1][k]), 9)
 
@@ -233,14 +235,13 @@ class Plan(Case):
         (foreign / "journal.bin").write_bytes(b"something else altogether")
         for name, args, says in (("a", ("--set", f"prompts.path={plain}"), "no prompt names its split"),
                                  ("a", ("--set", f"prompts.path={test}"), "no prompt of split \"validation\""),
-                                 ("a", ("--set", f"prompts.path={bare}", "--reference", "answers"), "use --reference high"),
+                                 ("a", ("--set", f"prompts.path={bare}", "--reference", "answers"),
+                                  "use --reference high"),
                                  ("a", ("--levels", "4"), "there is one level"),
                                  ("a", ("--levels", "2 4"), "not less than the 2 of 2"),
                                  ("a", ("--set", f"model.path={TINY}"), "not nested"),
                                  ("a", ("--set", "decode.temperature=1"), "greedy"),
-                                 ("a", ("--set", "decode.max_new_tokens=100000"), "context"),
                                  ("a", ("--loss", "much"), "found \"much\""),
-                                 ("a", ("--gird", "2"), "does not know \"--gird\""),
                                  ("foreign", (), "journal.bin")):
             done = self.tune(name, *args, ok=False)
             self.assertNotEqual(done.returncode, 0)
