@@ -9,10 +9,8 @@
 #include "core/log.h"
 #include "core/mem.h"
 #include "core/rouge.h"
-#include "core/sampler.h"
-#include "experiments/args.h"
 #include "experiments/provenance.h"
-#include "experiments/tune_answers.h"
+#include "experiments/tune_job.h"
 #include "experiments/tune_report.h"
 
 static const char usage[] =
@@ -40,257 +38,10 @@ static const char usage[] =
     "  mpirun -n 2 pmpd tune plan configs/tiny.cfg --out results/tuned \\\n"
     "      --set prompts.path=experiments/tasks/tiny_summary.jsonl\n";
 
-struct job {
-    struct env *env;
-    struct settings given, settings; /* as the user wrote them; with what the search needs */
-    struct settings reference_settings;
-    const char *config, *out, *levels, *grid_text, *loss_text, *reference, *seed_text;
-    int32_t grid;
-    double loss;
-    uint64_t seed;
-    struct engine e;
-    struct tokenizer *tok;
-    struct prompts validation, test;
-    const struct prompt **prompt; /* owned: (n_validation + n_test) validation in a random order */
-    char **target;                /* owned: the same; texts that answers are compared with */
-    int32_t n_validation, n_test;
-    char names[SCHEDULE_MAX_LEVELS][LEVEL_TEXT_BYTES];
-    const char *name[SCHEDULE_MAX_LEVELS];
-    double bits[SCHEDULE_MAX_LEVELS];
-    int32_t n_levels;
-    struct tune_answers answers;
-    struct tune_model model;
-    struct plan_search search;
-    char digest[DIGEST_TEXT];
-};
-
-/* ---- the command line ---- */
-
-static enum status parse_numbers(struct job *j)
-{
-    long long grid = 3, seed = 42;
-    char *end = NULL;
-    const char *text = j->loss_text ? j->loss_text : "0.01";
-    TRY(j->grid_text ? args_number(&grid, "--grid", j->grid_text, 1, 10000) : ST_OK);
-    TRY(j->seed_text ? args_number(&seed, "--seed", j->seed_text, 0, INT64_MAX) : ST_OK);
-    double loss = strtod(text, &end);
-    bool percent = strcmp(end, "%") == 0;
-    loss = percent ? loss / 100 : loss;
-    if (end == text || (*end != '\0' && !percent) || !(loss >= 0 && loss <= 1)) {
-        FAIL(ST_USER, "--loss: expected a share of quality such as 0.01 or 1%%, found \"%s\"",
-             text);
-    }
-    j->grid = (int32_t)grid;
-    j->seed = (uint64_t)seed;
-    j->loss = loss;
-    return ST_OK;
-}
-
-static enum status parse_command(struct job *j, int argc, char **argv)
-{
-    const struct {
-        const char *name, **to;
-    } options[] = {
-        {"--out", &j->out},        {"--levels", &j->levels},       {"--grid", &j->grid_text},
-        {"--loss", &j->loss_text}, {"--reference", &j->reference}, {"--seed", &j->seed_text}};
-    for (int i = 1; i < argc; i++) {
-        bool known = strcmp(argv[i], "--set") == 0;
-        for (size_t o = 0; o < sizeof options / sizeof *options && i + 1 < argc; o++) {
-            if (strcmp(argv[i], options[o].name) == 0) {
-                *options[o].to = argv[i + 1];
-                known = true;
-            }
-        }
-        if (known && i + 1 < argc) {
-            i++;
-        } else if (known || argv[i][0] == '-') {
-            FAIL(ST_USER,
-                 "tune plan does not know \"%s\" (or it needs a value); pmpd tune plan --help "
-                 "explains",
-                 argv[i]);
-        } else if (j->config) {
-            FAIL(ST_USER, "tune plan takes one FILE.cfg, found \"%s\" and \"%s\"", j->config,
-                 argv[i]);
-        } else {
-            j->config = argv[i];
-        }
-    }
-    if (!j->config || !j->out) {
-        FAIL(ST_USER, "tune plan needs FILE.cfg and --out DIR; pmpd tune plan --help explains");
-    }
-    if (strlen(j->out) + 16 >= SETTINGS_PATH_BYTES) {
-        FAIL(ST_USER, "--out is too long");
-    }
-    return parse_numbers(j);
-}
-
-static enum status check_settings(const struct settings *s)
-{
-    if (s->prompts.path[0] == '\0' || s->model.path[0] == '\0') {
-        FAIL(ST_USER, "model.path or prompts.path is empty; expected a model and a JSONL file");
-    }
-    if (s->decode.temperature > 0) {
-        FAIL(ST_USER, "decode.temperature is %g, but tune plan compares greedy texts: set it to 0",
-             s->decode.temperature);
-    }
-    return ST_OK;
-}
-
-/* Rank 0 reads; all parse the same text. */
-static enum status read_settings(struct job *j, int argc, char **argv)
-{
-    char *text = NULL;
-    enum status st = parse_command(j, argc, argv);
-    if (st == ST_OK && j->env->rank == 0) {
-        st = settings_read_file(&text, j->config);
-    }
-    TRY_GOTO(st, env_agree(j->env, st), done);
-    TRY_GOTO(st, env_broadcast_text(j->env, &text), done);
-    settings_default(&j->settings);
-    st = settings_parse(&j->settings, text, j->config);
-    for (int i = 1; st == ST_OK && i + 1 < argc; i++) {
-        if (strcmp(argv[i], "--set") == 0) {
-            st = settings_set(&j->settings, argv[++i]);
-        }
-    }
-    st = st ? st : check_settings(&j->settings);
-    st = env_agree(j->env, st);
-    j->given = j->settings; /* the search: all ranks decode */
-    snprintf(j->settings.service.rank, sizeof j->settings.service.rank, "inline");
-done:
-    mem_free(text);
-    return st;
-}
-
-/* ---- prompts ---- */
-
-static enum status count_splits(struct job *j, int32_t *n_test)
-{
-    const char *path = j->settings.prompts.path;
-    struct prompts all;
-    int32_t n_split = 0;
-    TRY(prompts_read(&all, path, "", 0));
-    for (int32_t i = 0; i < all.n; i++) {
-        n_split += all.prompt[i].split[0] != '\0';
-        *n_test += strcmp(all.prompt[i].split, "test") == 0;
-    }
-    prompts_free(&all);
-    if (n_split == 0) {
-        FAIL(ST_USER,
-             "%s: no prompt names its split; tune plan chooses on lines with \"split\": "
-             "\"validation\" and reports on those with \"test\"",
-             path);
-    }
-    return ST_OK;
-}
-
-struct drawn {
-    uint32_t draw;
-    int32_t which;
-};
-
-static int by_draw(const void *a, const void *b)
-{
-    const struct drawn *x = a, *y = b;
-    return x->draw != y->draw ? (x->draw < y->draw ? -1 : 1)
-                              : (x->which > y->which) - (x->which < y->which);
-}
-
-/* A file may be in order of task; the first rungs shall see all of it. */
-static enum status order_prompts(struct job *j)
-{
-    const uint32_t key[2] = {(uint32_t)j->seed, (uint32_t)(j->seed >> 32)};
-    struct drawn *drawn = NULL;
-    j->n_validation = j->validation.n;
-    j->n_test = j->test.n;
-    TRY(MEM_NEW(&j->prompt, j->n_validation + j->n_test));
-    TRY(MEM_NEW(&j->target, j->n_validation + j->n_test));
-    TRY(MEM_NEW(&drawn, j->n_validation));
-    for (int32_t i = 0; i < j->n_validation; i++) {
-        const uint32_t counter[4] = {(uint32_t)i, 0, 0, 0x0EDE};
-        uint32_t random[4];
-        philox4x32(random, counter, key);
-        drawn[i] = (struct drawn){random[0], i};
-    }
-    qsort(drawn, (size_t)j->n_validation, sizeof *drawn, by_draw);
-    for (int32_t i = 0; i < j->n_validation; i++) {
-        j->prompt[i] = &j->validation.prompt[drawn[i].which];
-    }
-    for (int32_t i = 0; i < j->n_test; i++) {
-        j->prompt[j->n_validation + i] = &j->test.prompt[i];
-    }
-    mem_free(drawn);
-    return ST_OK;
-}
-
-static enum status read_prompts(struct job *j)
-{
-    const struct settings *s = &j->settings;
-    int32_t n_test = 0;
-    TRY(count_splits(j, &n_test));
-    TRY(prompts_read(&j->validation, s->prompts.path, "validation", s->prompts.limit));
-    TRY(n_test > 0 ? prompts_read(&j->test, s->prompts.path, "test", s->prompts.limit) : ST_OK);
-    TRY(prompts_encode(&j->validation, j->tok, j->e.context, s->decode.max_new_tokens));
-    TRY(prompts_encode(&j->test, j->tok, j->e.context, s->decode.max_new_tokens));
-    TRY(order_prompts(j));
-    if (j->n_validation < PLAN_SEARCH_LEAST) {
-        log_warn("%s has %d validation prompts: an interval from so few says little",
-                 s->prompts.path, j->n_validation);
-    }
-    return ST_OK;
-}
-
-/* ---- levels ---- */
-
-static enum status add_level(struct job *j, const char *text)
-{
-    int32_t id = 0;
-    if (j->n_levels == SCHEDULE_MAX_LEVELS) {
-        FAIL(ST_USER, "--levels: more than %d", SCHEDULE_MAX_LEVELS);
-    }
-    TRY(level_table_add(&j->e.levels, text, &id));
-    snprintf(j->names[j->n_levels], sizeof *j->names, "%s", text);
-    j->name[j->n_levels] = j->names[j->n_levels];
-    j->bits[j->n_levels++] = (double)j->e.levels.level[id].avg_bits;
-    return ST_OK;
-}
-
-static enum status read_levels(struct job *j)
-{
-    char copy[SETTINGS_TEXT_BYTES], *rest = copy, *word = NULL;
-    snprintf(copy, sizeof copy, "%s", j->levels ? j->levels : "");
-    if (j->levels && strlen(j->levels) >= sizeof copy) {
-        FAIL(ST_USER, "--levels is too long");
-    }
-    while (j->levels && (word = strsep(&rest, " ")) != NULL) {
-        TRY(*word ? add_level(j, word) : ST_OK);
-    }
-    for (int b = BITS_MAX; !j->levels && b >= 1; b--) {
-        char name[8];
-        snprintf(name, sizeof name, "%d", b);
-        TRY(j->e.source.held >> b & 1 ? add_level(j, name) : ST_OK);
-    }
-    if (j->n_levels < 2) {
-        FAIL(ST_USER, "%s: %s, and a plan needs two levels at least%s", j->settings.model.path,
-             j->e.source.held == 0 ? "the model is not nested"
-             : j->n_levels == 0    ? "no level is given"
-                                   : "there is one level",
-             j->levels ? "; name more with --levels" : "; quantise it to more (pmpd quantize)");
-    }
-    for (int32_t i = 1; i < j->n_levels; i++) {
-        if (j->bits[i] >= j->bits[i - 1]) {
-            FAIL(ST_USER,
-                 "--levels: %s has %g bits on average, not less than the %g of %s before it",
-                 j->name[i], j->bits[i], j->bits[i - 1], j->name[i - 1]);
-        }
-    }
-    return ST_OK;
-}
-
 /* ---- answers and their quality ---- */
 
 /* Answers of prompts [first, last) under a plan, for all ranks. */
-static enum status answer(struct job *j, struct tune_model *m, const char *plan, int32_t first,
+static enum status answer(struct tune_job *j, struct tune_model *m, const char *plan, int32_t first,
                           int32_t last)
 {
     struct tune_request *requests = NULL;
@@ -303,7 +54,7 @@ static enum status answer(struct job *j, struct tune_model *m, const char *plan,
     return st;
 }
 
-static const struct tune_answer *find(const struct job *j, const char *plan, int32_t prompt)
+static const struct tune_answer *find(const struct tune_job *j, const char *plan, int32_t prompt)
 {
     const struct tune_request request = {j->prompt[prompt], plan};
     const struct tune_answer *a = tune_find(&j->answers, &j->model, &request);
@@ -311,12 +62,12 @@ static const struct tune_answer *find(const struct job *j, const char *plan, int
     return a;
 }
 
-static enum status quality(const struct job *j, const char *plan, int32_t prompt, double *out)
+static enum status quality(const struct tune_job *j, const char *plan, int32_t prompt, double *out)
 {
     return rouge_l(out, find(j, plan, prompt)->text, j->target[prompt]);
 }
 
-static void plan_text(const struct job *j, int32_t candidate, char text[TUNE_PLAN_BYTES])
+static void plan_text(const struct tune_job *j, int32_t candidate, char text[TUNE_PLAN_BYTES])
 {
     plan_candidate_text(text, TUNE_PLAN_BYTES, &j->search, &j->search.candidate[candidate], j->name,
                         true);
@@ -326,7 +77,7 @@ static void plan_text(const struct job *j, int32_t candidate, char text[TUNE_PLA
 static enum status measure(void *ctx, const int32_t *candidates, int32_t n, int32_t first,
                            int32_t last, double *out)
 {
-    struct job *j = ctx;
+    struct tune_job *j = ctx;
     int32_t each = last - first;
     struct tune_request *requests = NULL;
     char(*plans)[TUNE_PLAN_BYTES] = NULL;
@@ -353,7 +104,7 @@ static enum status measure(void *ctx, const int32_t *candidates, int32_t n, int3
 
 /* ---- what texts are compared with ---- */
 
-static enum status take_targets(struct job *j, const struct tune_model *m, const char *plan,
+static enum status take_targets(struct tune_job *j, const struct tune_model *m, const char *plan,
                                 int32_t first, int32_t last)
 {
     for (int32_t p = first; p < last; p++) {
@@ -374,7 +125,7 @@ static enum status find_digest(struct engine *e, const char *path, char digest[D
 }
 
 /* The engine without weights, once more. Collective over the world. */
-static enum status reopen(struct job *j)
+static enum status reopen(struct tune_job *j)
 {
     int32_t id = 0;
     TRY(engine_open(&j->e, j->env, &j->settings));
@@ -387,7 +138,7 @@ static enum status reopen(struct job *j)
 
 /* Every text of another model, whose engine must not be open beside the first one's. Collective
  * over the world. */
-static enum status decode_reference(struct job *j)
+static enum status decode_reference(struct tune_job *j)
 {
     static const char plan[] = "prefill:max 0:max";
     struct settings *s = &j->reference_settings;
@@ -423,7 +174,7 @@ static enum status decode_reference(struct job *j)
     return st ? st : reopen(j);
 }
 
-static bool all_have_answers(const struct job *j)
+static bool all_have_answers(const struct tune_job *j)
 {
     for (int32_t i = 0; i < j->n_validation + j->n_test; i++) {
         if (j->prompt[i]->reference[0] == '\0') {
@@ -434,7 +185,7 @@ static bool all_have_answers(const struct job *j)
 }
 
 /* Targets that do not come from the highest level. Collective over the world. */
-static enum status prepare_targets(struct job *j)
+static enum status prepare_targets(struct tune_job *j)
 {
     bool have = all_have_answers(j);
     j->reference = j->reference ? j->reference : have ? "answers" : "high";
@@ -452,13 +203,13 @@ static enum status prepare_targets(struct job *j)
 
 /* ---- the search ---- */
 
-static void highest_plan(const struct job *j, char text[TUNE_PLAN_BYTES])
+static void highest_plan(const struct tune_job *j, char text[TUNE_PLAN_BYTES])
 {
     snprintf(text, TUNE_PLAN_BYTES, "prefill:%s 0:%s", j->name[0], j->name[0]);
 }
 
 /* The highest level's answers to prompts [first, last), as targets too where they are. */
-static enum status answer_highest(struct job *j, int32_t first, int32_t last)
+static enum status answer_highest(struct tune_job *j, int32_t first, int32_t last)
 {
     char plan[TUNE_PLAN_BYTES];
     highest_plan(j, plan);
@@ -467,7 +218,7 @@ static enum status answer_highest(struct job *j, int32_t first, int32_t last)
                                              : ST_OK;
 }
 
-static enum status make_candidates(struct job *j)
+static enum status make_candidates(struct tune_job *j)
 {
     char plan[TUNE_PLAN_BYTES];
     int32_t most = j->settings.decode.max_new_tokens;
@@ -488,7 +239,7 @@ static enum status make_candidates(struct job *j)
     return st;
 }
 
-static enum status search(struct job *j)
+static enum status search(struct tune_job *j)
 {
     char plan[TUNE_PLAN_BYTES];
     double *reference = NULL;
@@ -509,7 +260,7 @@ static enum status search(struct job *j)
 /* ---- the end ---- */
 
 /* Average level of the decode steps of prompts [first, last). */
-static double decode_bits(const struct job *j, const char *plan, int32_t first, int32_t last)
+static double decode_bits(const struct tune_job *j, const char *plan, int32_t first, int32_t last)
 {
     double bits = 0, n = 0;
     for (int32_t p = first; p < last; p++) {
@@ -523,7 +274,7 @@ static double decode_bits(const struct job *j, const char *plan, int32_t first, 
 }
 
 /* The winner, once, on prompts that had no say in choosing it. Collective over the world. */
-static enum status try_test(struct job *j, struct tune_test *out)
+static enum status try_test(struct tune_job *j, struct tune_test *out)
 {
     char best[TUNE_PLAN_BYTES], highest[TUNE_PLAN_BYTES];
     int32_t first = j->n_validation, last = first + j->n_test;
@@ -552,7 +303,8 @@ static enum status try_test(struct job *j, struct tune_test *out)
     return env_agree(j->env, st);
 }
 
-static enum status add_score(const struct job *j, int32_t trial, int32_t p, struct tune_score *out)
+static enum status add_score(const struct tune_job *j, int32_t trial, int32_t p,
+                             struct tune_score *out)
 {
     char plan[TUNE_PLAN_BYTES];
     plan_text(j, trial, plan);
@@ -567,7 +319,7 @@ static enum status add_score(const struct job *j, int32_t trial, int32_t p, stru
     return quality(j, plan, p, &out->quality);
 }
 
-static enum status add_scores(const struct job *j, struct tune_score *scores, double *bits,
+static enum status add_scores(const struct tune_job *j, struct tune_score *scores, double *bits,
                               int64_t *n)
 {
     for (int32_t c = 0; c < j->search.n; c++) {
@@ -586,7 +338,7 @@ static enum status add_scores(const struct job *j, struct tune_score *scores, do
     return ST_OK;
 }
 
-static enum status describe(const struct job *j, char **out)
+static enum status describe(const struct tune_job *j, char **out)
 {
     char *config = NULL;
     enum status st = ST_OK;
@@ -602,7 +354,7 @@ static enum status describe(const struct job *j, char **out)
     return st;
 }
 
-static enum status report(const struct job *j, const struct tune_test *test)
+static enum status report(const struct tune_job *j, const struct tune_test *test)
 {
     char path[SETTINGS_PATH_BYTES + 16];
     char *provenance = NULL;
@@ -641,14 +393,14 @@ static enum status report(const struct job *j, const struct tune_test *test)
     return st;
 }
 
-static enum status open_inputs(struct job *j)
+static enum status open_inputs(struct tune_job *j)
 {
-    TRY(read_levels(j));
+    TRY(tune_read_levels(j));
     TRY(tokenizer_open(&j->tok, j->settings.model.path, j->e.source.config.vocab));
-    return read_prompts(j);
+    return tune_read_prompts(j);
 }
 
-static enum status run(struct job *j)
+static enum status run(struct tune_job *j)
 {
     struct tune_test test;
     TRY(engine_open(&j->e, j->env, &j->settings));
@@ -670,7 +422,7 @@ static enum status run(struct job *j)
 
 enum status tune_plan(struct env *env, int argc, char **argv)
 {
-    struct job *j = NULL;
+    struct tune_job *j = NULL;
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "--help") == 0) {
             fputs(env->rank == 0 ? usage : "", stdout);
@@ -679,7 +431,7 @@ enum status tune_plan(struct env *env, int argc, char **argv)
     }
     TRY(MEM_NEW(&j, 1));
     j->env = env;
-    enum status st = read_settings(j, argc, argv);
+    enum status st = tune_read_settings(j, argc, argv);
     if (st == ST_OK) {
         st = run(j);
         engine_close(&j->e);
