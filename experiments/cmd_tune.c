@@ -1,5 +1,5 @@
 /* pmpd tune high: the high precision of a schedule, chosen as the method says: the lowest uniform
- * precision whose perplexity is as good as lossless.
+ * precision whose perplexity is as good as lossless. pmpd tune plan: tune_plan.c.
  * Source: PMPD (arXiv 2410.13461): "high" is the lowest lossless precision by C4 perplexity, "low"
  * the one below.
  * SPDX-License-Identifier: Apache-2.0
@@ -14,10 +14,12 @@
 #include "experiments/cmd.h"
 #include "experiments/engine.h"
 #include "experiments/score.h"
+#include "experiments/tune_plan.h"
 
 static const char usage[] =
     "usage: pmpd tune high MODEL --text FILE [--loss 1%] [--reference DENSE] [--window W]\n"
-    "Finds the lowest uniform precision of a nested model whose perplexity on FILE is at most "
+    "       pmpd tune plan FILE.cfg --out DIR ... (pmpd tune plan --help explains)\n"
+    "high finds the lowest uniform precision of a nested model whose perplexity on FILE is at most "
     "--loss\n"
     "above the reference: the high precision of a schedule; the one below is its low precision.\n"
     "  --text FILE        plain text, or JSON rows of ids (see pmpd perplexity --help)\n"
@@ -157,13 +159,16 @@ enum status cmd_tune(struct env *env, int argc, char **argv)
     struct tuning t = {0};
     long long window = 0;
     int n = 0;
+    if (argc > 1 && strcmp(argv[1], "plan") == 0) {
+        return tune_plan(env, argc - 1, argv + 1);
+    }
     TRY(args_parse(&a, env, argc, argv, own, 2, usage));
     if (a.help) {
         fputs(env->rank == 0 ? usage : "", stdout);
         return ST_OK;
     }
     if (strcmp(a.word[0], "high") != 0) {
-        FAIL(ST_USER, "tune knows \"high\", found \"%s\"; %s", a.word[0],
+        FAIL(ST_USER, "tune knows \"high\" and \"plan\", found \"%s\"; %s", a.word[0],
              "pmpd tune --help explains");
     }
     if (!text) {
