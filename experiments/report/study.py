@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""What experiments/study.sh needs: prompt files, the choice of a setting, and the table of all policies.
+"""What experiments/study.sh needs: prompt files, the choice of a dial, and the table of all policies.
 
 usage: study.py prompts SPLIT N OUT.jsonl TASKS.jsonl...
-       study.py best --tasks TASKS.jsonl --bits B RUN...
+       study.py dial --bits B [--nearest] FOLDER
        study.py table --tasks TASKS.jsonl --bits B --out FOLDER --curve STATIC_RUN... --runs RUN...
 
 A RUN is a directory of `pmpd run` (run.h5, answers.jsonl). The score of a prompt is the share of its known facts that
@@ -23,7 +23,7 @@ import h5py
 import numpy as np
 
 RESAMPLES, SEED = 4000, 0
-NEAR = 0.05  # average bits that count as the same
+NEAR = 0.05  # average bits within which a budget counts as held
 EDGES = (1, 21, 41, 81, 121)  # first step below the prefill level: 0, 1-20, 21-40, 41-80, 81-120, later, never
 BINS = ("0", "1-20", "21-40", "41-80", "81-120", "later", "never")
 
@@ -81,14 +81,17 @@ class Run:
         return [*np.bincount(np.digitize(self.first_low[~never], EDGES), minlength=len(BINS) - 1), never.sum()]
 
 
-def best(runs, bits):
-    """Index of the best score among the runs that come to the average bits; if none does, of the nearest."""
-    near = [r for r in runs if abs(r.bits - bits) <= NEAR]
-    chosen = max(near, key=lambda r: r.score.mean()) if near else min(runs, key=lambda r: abs(r.bits - bits))
-    for r in runs:
-        print(f"{r.name:<28} score {r.score.mean():5.1f}  bits {r.bits:.3f}{'  chosen' if r is chosen else ''}",
-              file=sys.stderr)
-    return runs.index(chosen)
+def dial(folder, bits, nearest):
+    """The next dial to try by bisection, or the one tried that came nearest to the average bits; the runs in folder are
+    named after their dials, and more dial buys more bits."""
+    tried = {}
+    for file in folder.glob("*/run.h5"):
+        with h5py.File(file) as run:
+            tried[float(file.parent.name)] = float(run["metrics/avg_decode_bits"][()])
+    if nearest:
+        return min(tried, key=lambda d: abs(tried[d] - bits))
+    low = max([0.0, *(d for d, b in tried.items() if b <= bits)])
+    return (low + min([1.0, *(d for d, b in tried.items() if b > bits and d > low)])) / 2
 
 
 def static_at(curve, bits):
@@ -147,10 +150,10 @@ def print_verdict(runs, curve, bits):
             sides = [f"{other} {spread(*difference(run.score, named[other].score))}"
                      for other in ("static", "alternate") if other in named]
             print(f"{run.name:<18}{run.bits:.3f} {held:<9}" + "  ".join(sides))
-    against = {r.name: difference(r.score, static_at(curve, r.bits)) for r in runs if r.name != "oracle"}
+    against = {r.name: difference(r.score, static_at(curve, r.bits)) for r in runs if not r.name.startswith("oracle")}
     winners = [name for name, d in sorted(against.items(), key=lambda x: -np.nan_to_num(x[1][0])) if d[1] > 0]
     losers = [name for name, d in against.items() if d[2] < 0]
-    print("\nbetter than static at the same bits (interval above 0; the oracle has seen the scores and does not count): "
+    print("\nbetter than static at the same bits (interval above 0; the oracles have seen the scores and do not count): "
           + (", ".join(winners) or "none"))
     print("worse: " + (", ".join(losers) or "none"))
 
@@ -230,10 +233,10 @@ def main():
     p.add_argument("n", type=int)
     p.add_argument("out")
     p.add_argument("files", nargs="+")
-    p = sub.add_parser("best", help="index of the run with the best score at the average bits")
-    p.add_argument("--tasks", required=True)
+    p = sub.add_parser("dial", help="the next dial to try, or the one nearest to the average bits")
     p.add_argument("--bits", type=float, required=True)
-    p.add_argument("runs", nargs="+")
+    p.add_argument("--nearest", action="store_true")
+    p.add_argument("folder", type=pathlib.Path)
     p = sub.add_parser("table", help="the table of all policies")
     p.add_argument("--tasks", required=True)
     p.add_argument("--bits", type=float, required=True)
@@ -243,9 +246,8 @@ def main():
     args = parser.parse_args()
     if args.what == "prompts":
         write_prompts(args.split, args.n, args.out, args.files)
-    elif args.what == "best":
-        tasks = read_jsonl(args.tasks)
-        print(best([Run(d, tasks) for d in args.runs], args.bits))
+    elif args.what == "dial":
+        print(dial(args.folder, args.bits, args.nearest))
     else:
         make_table(args)
 
