@@ -44,7 +44,9 @@ static const struct setting_row rows[] = {
      "Into how many parts reproducible sums are cut; at most as many tensor ranks fit. Runs that "
      "are to be compared bit for bit need the same number."},
     {"parallel.timeout_s", SET_F64, FIELD(parallel.timeout_s), 1, 86400, NULL, "300", "s",
-     "A collective operation that takes longer ends the job with a message that names it."},
+     "A collective operation that takes longer ends the job with a message that names it; so does "
+     "a "
+     "replica that says nothing for half as long again (it does between two passes)."},
 
     {"decode.max_new_tokens", SET_I32, FIELD(decode.max_new_tokens), 1, 1048576, NULL, "128",
      "tokens", "The most tokens generated for each turn of a prompt."},

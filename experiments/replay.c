@@ -58,7 +58,8 @@ enum status replay_configuration(const struct replay *r, char **text)
              (int)(sizeof s.output.dir - sizeof "/replay"), r->path);
     }
     snprintf(s.service.rank, sizeof s.service.rank, "inline"); // any number of ranks
-    s.budget.average_bits = s.budget.ms_per_token = 0;         // the plans are what it led to
+    s.service.lag = 1; // recorded plans are those that came to pass
+    s.budget.average_bits = s.budget.ms_per_token = 0;
     snprintf(s.policy.replay, sizeof s.policy.replay, "%s", r->path);
     snprintf(s.output.dir, sizeof s.output.dir, "%.*s/replay",
              (int)(sizeof s.output.dir - sizeof "/replay"), folder);

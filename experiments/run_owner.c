@@ -167,6 +167,12 @@ enum status run_owner_lease(struct run_owner *o, struct env *env, const struct s
     enum status st = ST_OK;
     int64_t n = 0;
     if (o->has_budget) {
+        int32_t n_slots = env->n_replicas * s->decode.slots;
+        if (s->budget.window < n_slots) {
+            log_warn("budget.window = %d lets at most %d prompts be under way; %d replicas of %d "
+                     "slots could take %d",
+                     s->budget.window, s->budget.window, env->n_replicas, s->decode.slots, n_slots);
+        }
         TRY(run_budget_start(&o->budget, prompts, s, &o->resume, o->journal));
     }
     TRY(MEM_NEW(&items, o->n_left));

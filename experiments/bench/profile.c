@@ -159,6 +159,12 @@ static enum status timed_activate(struct backend *be, struct tensor *y, const st
     TIMED(OTHER("activate"), INNER(activate, y, x, act));
 }
 
+static enum status timed_moments(struct backend *be, struct tensor *out, const struct tensor *x,
+                                 const int32_t *cut, int32_t n_cuts)
+{
+    TIMED(OTHER("moments"), INNER(moments, out, x, cut, n_cuts));
+}
+
 static enum status timed_logit_stats(struct backend *be, struct logit_stats *out,
                                      const struct tensor *logits, int32_t first_id,
                                      const int32_t *cut, int32_t n_cuts,
@@ -263,6 +269,7 @@ static const struct backend_ops table = {
     .attention = timed_attention,
     .glu = timed_glu,
     .activate = timed_activate,
+    .moments = timed_moments,
     .logit_stats = timed_logit_stats,
     .top_k = timed_top_k,
 };

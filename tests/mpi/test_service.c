@@ -71,7 +71,7 @@ static enum status fake_plan(const void *impl, const struct prompt_facts *facts,
     CHECK(m->seen == facts->ordinal + 1 && signals->features && plan->n == 0);
     CHECK(plan->prefill == (int32_t)(facts->ordinal % N_LEVELS));
     m->seen += look_at(facts, signals);
-    for (int32_t step = 0; step < N_NEW; step += 3) {
+    for (int32_t step = 0; step < N_NEW; step += 2) {
         TRY(plan_add(plan, step, (int32_t)(mix((uint64_t)(m->seen + step)) % N_LEVELS)));
     }
     return ST_OK;

@@ -133,7 +133,8 @@ static enum status no_records(void *ctx, uint32_t kind, const void *payload, siz
     return ST_OK;
 }
 
-static bool by_level; /* of the next runs */
+static bool by_level;    /* of the next runs */
+static bool mixed_dials; /* the same: prompts at different levels at a time */
 
 /* A run of all prompts with the given slots; the first n_suspects are suspects. Steps and
  * allocations go to w. */
@@ -181,7 +182,7 @@ static void run(struct env *env, const char *model, const char *out, int32_t n_s
         items[i] = (struct lease_item){.ordinal = i,
                                        .attempt = 1,
                                        .cost = prompts.prompt[i].n_ids[0],
-                                       .dial = 0.5f,
+                                       .dial = mixed_dials ? 0.3f + 0.1f * (float)i : 0.5f,
                                        .alone = i < n_suspects};
     }
     if (env->rank == 0) {
@@ -240,21 +241,21 @@ static void check_same(const struct watch *a, const struct watch *b)
     }
 }
 
-/* Passes of one level each; some are shared. */
-static void check_cohorts(const struct watch *w)
+/* Passes that are shared have one level each (is_one), or some have several. */
+static void check_cohorts(const struct watch *w, bool is_one)
 {
     static int32_t level[MOST_PASSES];
-    int n_shared = 0;
+    int n_shared = 0, n_mixed = 0;
     memset(level, -1, sizeof level);
     for (int i = 0; i < N_PROMPTS; i++) {
         for (int32_t t = 0; t < w->n_steps[i]; t++) {
             const struct step_record *r = &w->steps[i][t];
             n_shared += level[r->pass] >= 0;
-            CHECK(level[r->pass] < 0 || level[r->pass] == r->level);
+            n_mixed += level[r->pass] >= 0 && level[r->pass] != r->level;
             level[r->pass] = r->level;
         }
     }
-    CHECK(n_shared > N_NEW);
+    CHECK(n_shared > N_NEW && (n_mixed == 0) == is_one);
 }
 
 static void check_run(const struct watch *w)
@@ -307,12 +308,14 @@ int main(int argc, char **argv)
     run(&env, nested, gen_path(out, folder, "again"), 5, 0, 1, 0.7f, &again);
     check_same(&two, &three); /* other passes */
     check_same(&two, &again);
+    mixed_dials = true;
+    run(&env, nested, gen_path(out, folder, "mixed"), 3, 0, 1, 0.7f, &three);
     by_level = true;
     run(&env, nested, gen_path(out, folder, "cohorts"), 3, 0, 1, 0.7f, &again);
-    by_level = false;
-    check_run(&again);
-    check_same(&two, &again);
-    check_cohorts(&again);
+    mixed_dials = by_level = false;
+    check_cohorts(&three, false);
+    check_cohorts(&again, true);
+    check_same(&three, &again);
     CHECK(two.n_gathered == 0 && three.n_gathered == 0);
     /* suspects: last, with nothing beside them, and the same bits */
     run(&env, nested, gen_path(out, folder, "alone"), 4, 2, 1, 0.7f, &again);
