@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# When to drop a plane: every policy on the embedded model, in one table. Some six minutes on two cores.
-# Levels are 4 and 2 bits. Schedules come to 2.8 bits on average by a setting (switch step, dial) chosen on validation
-# prompts; then the table is made on test prompts, once. NAME+budget is held at 2.8 bits by the budget's controller instead.
-# OUT gets the table (table.txt, table.csv), a plot (bits.svg) and all runs in one file (study.h5).
+# When to drop a plane: every policy on the embedded model, in one table. About seven minutes on two cores.
+# Levels are 4 and 2 bits. Schedules come to 2.8 bits on average by a dial chosen on validation prompts; then the table
+# is made on test prompts, once. NAME+budget is held at 2.8 bits by the budget's controller instead. OUT gets the table
+# (table.txt, table.csv), a plot (bits.svg) and all runs with their provenance in one file (study.h5).
 # The model is nested without calibration data, so that 2 bits hurt and there is something to decide.
 # usage: experiments/study.sh [OUT [TEST_PROMPTS]]
 set -euo pipefail
@@ -38,8 +38,8 @@ run() { # SPLIT NAME setting...
         --set log.level=warn --set policy.prefill=4 "${sets[@]}" >/dev/null
 }
 
-# NAME setting...: tries dials on validation prompts, by bisection, and runs the test prompts with the one that came
-# nearest to the average bits; then NAME+budget
+# NAME setting...: tries six dials on validation prompts and runs the test prompts with the one that came nearest to the
+# average bits; then NAME+budget
 dial() {
     local name=$1 d
     shift
@@ -84,5 +84,4 @@ rows=(fp16 uniform-4 uniform-3 uniform-2 prefill-high static reversed alternate 
     {static,reversed,alternate,random,confidence,activation,learned,step-learned,error-feedback,static-3-2}+budget)
 echo
 "$python" "$study" table --tasks "$out/test.jsonl" --bits "$bits" --out "$out" \
-    --curve "${curve[@]}" \
-    --runs "${rows[@]/#/$out/test/}"
+    --curve "${curve[@]}" --runs "${rows[@]/#/$out/test/}"

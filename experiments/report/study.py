@@ -24,6 +24,7 @@ import numpy as np
 
 RESAMPLES, SEED = 4000, 0
 NEAR = 0.05  # average bits within which a budget counts as held
+FARTHEST = 9  # logit of a dial: what most policies add up with
 EDGES = (1, 21, 41, 81, 121)  # first step below the prefill level: 0, 1-20, 21-40, 41-80, 81-120, later, never
 BINS = ("0", "1-20", "21-40", "41-80", "81-120", "later", "never")
 
@@ -81,17 +82,23 @@ class Run:
         return [*np.bincount(np.digitize(self.first_low[~never], EDGES), minlength=len(BINS) - 1), never.sum()]
 
 
+def logit(d):
+    return float(np.log(d / (1 - d)))
+
+
 def dial(folder, bits, nearest):
-    """The next dial to try by bisection, or the one tried that came nearest to the average bits; the runs in folder are
-    named after their dials, and more dial buys more bits."""
+    """The next dial to try, by bisection of its logit and then on the line between the two next to the average bits; or
+    the one tried that came nearest. The runs in folder are named after their dials; more dial buys more bits."""
     tried = {}
     for file in folder.glob("*/run.h5"):
         with h5py.File(file) as run:
             tried[float(file.parent.name)] = float(run["metrics/avg_decode_bits"][()])
     if nearest:
         return min(tried, key=lambda d: abs(tried[d] - bits))
-    low = max([0.0, *(d for d, b in tried.items() if b <= bits)])
-    return (low + min([1.0, *(d for d, b in tried.items() if b > bits and d > low)])) / 2
+    low = max(((logit(d), b) for d, b in tried.items() if b <= bits), default=(-FARTHEST, None))
+    high = min(((logit(d), b) for d, b in tried.items() if b > bits and logit(d) > low[0]), default=(FARTHEST, None))
+    part = .5 if None in low + high else np.clip((bits - low[1]) / (high[1] - low[1]), .1, .9)
+    return 1 / (1 + np.exp(-(low[0] + part * (high[0] - low[0]))))
 
 
 def static_at(curve, bits):
@@ -128,17 +135,17 @@ def spread(mean, low, high):
 
 def print_table(rows, runs, n):
     print(f"{n} test prompts; score in percent of known facts, with 95 % intervals")
-    print(f"{'run':<18}{'score':>6} {'interval':<14}{'prefill':>8}{'decode':>7}{'bytes/tok':>10}{'tok/s':>7}  "
+    print(f"{'run':<23}{'score':>6} {'interval':<14}{'prefill':>8}{'decode':>7}{'bytes/tok':>10}{'tok/s':>7}  "
           "against static of the same decode bits")
     for name, row in rows.items():
         r = dict(zip(FIELDS, row))
-        print(f"{name:<18}{r['score']:>6.1f} {'[%.1f, %.1f]' % (r['low'], r['high']):<14}{r['prefill_bits']:>8.2f}"
+        print(f"{name:<23}{r['score']:>6.1f} {'[%.1f, %.1f]' % (r['low'], r['high']):<14}{r['prefill_bits']:>8.2f}"
               f"{r['decode_bits']:>7.3f}{r['bytes_per_token']:>10.0f}{r['tok_s']:>7.0f}  "
               f"{spread(r['against_static'], r['against_low'], r['against_high'])}")
     print("\nprompts by the first step below the level of prefill, and level changes per prompt")
-    print(f"{'run':<18}" + "".join(f"{b:>8}" for b in BINS) + f"{'changes':>9}")
+    print(f"{'run':<23}" + "".join(f"{b:>8}" for b in BINS) + f"{'changes':>9}")
     for run in runs:
-        print(f"{run.name:<18}" + "".join(f"{k:>8}" for k in run.histogram()) + f"{run.changes.mean():>9.2f}")
+        print(f"{run.name:<23}" + "".join(f"{k:>8}" for k in run.histogram()) + f"{run.changes.mean():>9.2f}")
 
 
 def print_verdict(runs, curve, bits):
@@ -149,7 +156,7 @@ def print_verdict(runs, curve, bits):
             held = "held" if abs(run.bits - bits) <= NEAR else "NOT held"
             sides = [f"{other} {spread(*difference(run.score, named[other].score))}"
                      for other in ("static", "alternate") if other in named]
-            print(f"{run.name:<18}{run.bits:.3f} {held:<9}" + "  ".join(sides))
+            print(f"{run.name:<23}{run.bits:.3f} {held:<9}" + "  ".join(sides))
     against = {r.name: difference(r.score, static_at(curve, r.bits)) for r in runs if not r.name.startswith("oracle")}
     winners = [name for name, d in sorted(against.items(), key=lambda x: -np.nan_to_num(x[1][0])) if d[1] > 0]
     losers = [name for name, d in against.items() if d[2] < 0]
@@ -247,7 +254,7 @@ def main():
     if args.what == "prompts":
         write_prompts(args.split, args.n, args.out, args.files)
     elif args.what == "dial":
-        print(dial(args.folder, args.bits, args.nearest))
+        print(f"{dial(args.folder, args.bits, args.nearest):.6f}")
     else:
         make_table(args)
 

@@ -73,14 +73,15 @@ class Study(Case):
             self.assertIn("high", study["runs"])
 
     def test_dial(self):
-        """Bisection, then the nearest."""
+        """Half-way to an end not tried, then on the line: 1 / (1 + exp(4.5)) = 0.010987, and nine tenths of the way
+        from there (2 bits) to 0.5 (3 bits) 1 / (1 + exp(0.45)) = 0.389361."""
         folder = self.folder / "dials"
         ask = (REPORT / "study.py", "dial", "--bits", 2.9, folder)
         self.assertEqual(float(python(*ask)), .5)
-        self.write_run("dials/0.5", [[4, 4], [2, 2]], ["", ""])  # 3 bits: too many
-        self.assertEqual(float(python(*ask)), .25)
-        self.write_run("dials/0.25", [[2, 2], [2, 2]], ["", ""])
-        self.assertEqual(float(python(*ask)), .375)
+        self.write_run("dials/0.500000", [[4, 4], [2, 2]], ["", ""])
+        self.assertEqual(float(python(*ask)), .010987)
+        self.write_run("dials/0.010987", [[2, 2], [2, 2]], ["", ""])
+        self.assertAlmostEqual(float(python(*ask)), .389361, places=5)
         self.assertEqual(float(python(*ask, "--nearest")), .5)
 
     def test_prompts(self):
