@@ -66,6 +66,7 @@ class Run:
             prompts = {int(p["prompt"]): (place[p["id"].decode()], float(p["prefill_avg_bits"]))
                        for p in run["prompts"][:]}
             steps = np.sort(run["steps"][:], order=["prompt", "turn", "step"])
+        self.n_steps = len(steps)
         self.bits = float(self.metric["avg_decode_bits"])
         self.first_low = np.full(len(tasks), -1)  # first step below the prefill level; -1: none
         self.changes = np.zeros(len(tasks), int)
@@ -119,14 +120,15 @@ def difference(scores, other):
     return ((scores - other).mean(), *interval(scores - other))
 
 
-FIELDS = ("score", "low", "high", "prefill_bits", "decode_bits", "bytes_per_token", "tok_s",
+FIELDS = ("score", "low", "high", "prefill_bits", "decode_bits", "steps", "bytes_per_token", "tok_s",
           "against_static", "against_low", "against_high", "changes")
 
 
 def figures(run, curve):
     m = run.metric
-    return (run.score.mean(), *interval(run.score), m["avg_prefill_bits"], run.bits, m["bytes_per_token"],
-            m["decode_tok_s"], *difference(run.score, static_at(curve, run.bits)), run.changes.mean())
+    return (run.score.mean(), *interval(run.score), m["avg_prefill_bits"], run.bits, run.n_steps / len(run.score),
+            m["bytes_per_token"], m["decode_tok_s"], *difference(run.score, static_at(curve, run.bits)),
+            run.changes.mean())
 
 
 def spread(mean, low, high):
@@ -134,13 +136,14 @@ def spread(mean, low, high):
 
 
 def print_table(rows, runs, n):
-    print(f"{n} test prompts; score in percent of known facts, with 95 % intervals")
-    print(f"{'run':<23}{'score':>6} {'interval':<14}{'prefill':>8}{'decode':>7}{'bytes/tok':>10}{'tok/s':>7}  "
+    print(f"{n} test prompts; score in percent of known facts, with 95 % intervals; decode bits are those of an average "
+          "step\nand steps those of a prompt: where bad answers run on, more steps share the bits")
+    print(f"{'run':<23}{'score':>6} {'interval':<14}{'prefill':>8}{'decode':>7}{'steps':>7}{'bytes/tok':>10}{'tok/s':>7}  "
           "against static of the same decode bits")
     for name, row in rows.items():
         r = dict(zip(FIELDS, row))
         print(f"{name:<23}{r['score']:>6.1f} {'[%.1f, %.1f]' % (r['low'], r['high']):<14}{r['prefill_bits']:>8.2f}"
-              f"{r['decode_bits']:>7.3f}{r['bytes_per_token']:>10.0f}{r['tok_s']:>7.0f}  "
+              f"{r['decode_bits']:>7.3f}{r['steps']:>7.1f}{r['bytes_per_token']:>10.0f}{r['tok_s']:>7.0f}  "
               f"{spread(r['against_static'], r['against_low'], r['against_high'])}")
     print("\nprompts by the first step below the level of prefill, and level changes per prompt")
     print(f"{'run':<23}" + "".join(f"{b:>8}" for b in BINS) + f"{'changes':>9}")
@@ -166,8 +169,9 @@ def print_verdict(runs, curve, bits):
 
 
 def plot(path, runs, curve, bits):
-    """Score against average decode bits, as SVG: static schedules as a line, the other runs as points."""
-    shown = [r for r in runs if r.bits <= 4.01]
+    """Score against average decode bits, as SVG: static schedules as a line, the other runs as points, those
+    under a budget aside."""
+    shown = [r for r in runs if r.bits <= 4.01 and not r.budgeted]
 
     def at(r):
         return f"{60 + 270 * (r.bits - 1.9):.0f}", f"{470 - 4.3 * r.score.mean():.0f}"
@@ -198,7 +202,7 @@ def write_h5(path, rows, runs, tasks):
         table = np.array([(name.encode(), *row) for name, row in rows.items()],
                          dtype=[("run", "S32"), *((field, "f8") for field in FIELDS)])
         out.create_dataset("table", data=table).attrs["description"] = \
-            "score, low, high, against_*: percent of facts; bits; bytes; tokens/s; level changes per prompt"
+            "score, low, high, against_*: percent of facts; bits; decode steps and level changes per prompt; bytes; tokens/s"
         out["prompt_id"] = [row["id"] for row in tasks]
         out["task"] = [row["task"] for row in tasks]
         for run in runs:

@@ -58,7 +58,7 @@ class Study(Case):
         rows = {row["run"]: row for row in csv.DictReader((out / "table.csv").read_text().splitlines())}
         # low: 0 of 2 facts and 1 of 2; resampling two prompts gives 0, 25 or 50 %
         self.assertEqual([float(rows["low"][k]) for k in ("score", "low", "high")], [25, 0, 50])
-        self.assertEqual([float(rows["mine"][k]) for k in ("score", "low", "high", "decode_bits")], [100, 100, 100, 3.5])
+        self.assertEqual([float(rows["mine"][k]) for k in ("score", "low", "decode_bits", "steps")], [100, 100, 3.5, 2])
         # static at 3.5 bits, three quarters of the way from low to high: a .75 * 100, b .25 * 50 + .75 * 100
         got = [float(rows["mine"][k]) for k in ("against_static", "against_low", "against_high")]
         np.testing.assert_allclose(got, [100 - (75 + 87.5) / 2, 12.5, 25])
