@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# When to drop a plane: every policy on the embedded model, in one table. About seven minutes on two cores.
+# When to drop a plane: every policy on the embedded model, in one table. About ten minutes on two busy cores.
 # Levels are 4 and 2 bits. Schedules come to 2.8 bits on average by a dial chosen on validation prompts; then the table
 # is made on test prompts, once. NAME+budget is held at 2.8 bits by the budget's controller instead. OUT gets the table
 # (table.txt, table.csv), a plot (bits.svg) and all runs with their provenance in one file (study.h5).
