@@ -282,6 +282,17 @@ static enum status count_done(void *ctx, int64_t n_done, int64_t n_total, int64_
     return ST_OK;
 }
 
+/* Without MPI, until all other prompts are in the journal: the owner must not wait for this one. */
+static void wait_for_others(void)
+{
+    struct found f = {0};
+    for (int i = 0; i < 600 && f.n_finished < scene.n - 1; i++) {
+        pause_ms(50);
+        f = (struct found){0};
+        CHECK_OK(journal_read(dir, look_at, &f, NULL));
+    }
+}
+
 struct slot {
     bool busy;
     int passes_left;
@@ -331,7 +342,7 @@ static int64_t decode_all(struct env *env, struct lease_client *client, struct l
             CHECK_OK(lease_client_finish(client, &r));
             memset(room.steps, 0xEE, sizeof room.steps); // it was packed
             if (is_large(r.ordinal, r.replica)) {
-                pause_ms(1500);
+                wait_for_others();
             }
             slots[s].busy = false;
             n_busy--;
@@ -392,7 +403,7 @@ static void play(struct env *env, const struct scene *what)
             const char *expected = scene.stop_after > 0 ? "SIGTERM on rank 3" : "run.deadline_s";
             CHECK(scene.stops ? why && strcmp(why, expected) == 0 : why == NULL);
         }
-        CHECK(scene.look || mem_alloc_count() == allocs);
+        CHECK(scene.look || env->replica == scene.absent || mem_alloc_count() == allocs);
         lease_client_destroy(&client); // nothing comes for it any more
     }
     MPI_Allreduce(&mine, &sum, 1, MPI_INT64_T, MPI_SUM, env->world);
