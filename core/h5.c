@@ -124,6 +124,21 @@ enum status h5_read_attribute(char **text, hid_t object, const char *name)
     return st;
 }
 
+enum status h5_copy_attribute(char *out, size_t bytes, hid_t object, const char *name)
+{
+    char *text = NULL;
+    enum status st = ST_OK;
+    TRY(h5_read_attribute(&text, object, name));
+    if (!text || strlen(text) >= bytes) {
+        FAIL_GOTO(st, ST_FORMAT, done, "attribute %s is %s", name,
+                  text ? "too long" : "missing or no text");
+    }
+    memcpy(out, text, strlen(text) + 1);
+done:
+    mem_free(text);
+    return st;
+}
+
 enum status h5_format(char *format, size_t bytes, const char *path)
 {
     hid_t file = H5I_INVALID_HID;

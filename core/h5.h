@@ -47,6 +47,8 @@ MUST_CHECK enum status h5_open(hid_t *file, const char *path);
 MUST_CHECK enum status h5_read_text(char **text, hid_t object, bool is_attribute, const char *what);
 /* The same of an attribute by name; *text NULL also when there is none. */
 MUST_CHECK enum status h5_read_attribute(char **text, hid_t object, const char *name);
+/* The same into a buffer. Errors: ST_FORMAT (none, no text, or too long), ST_HDF5. */
+MUST_CHECK enum status h5_copy_attribute(char *out, size_t bytes, hid_t object, const char *name);
 /* The root attribute "format" of a file, what of it fits; "" without one. Errors: ST_HDF5 (no HDF5
  * file). */
 MUST_CHECK enum status h5_format(char *format, size_t bytes, const char *path);

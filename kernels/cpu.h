@@ -95,10 +95,6 @@ struct cpu_isa {
      * for CPU_MAX_SEGMENTS. */
     void (*dot_segments)(float *out, const void *w, enum dtype dtype, const float *x,
                          const int32_t *cut, int n_segments);
-    /* The same for one segment, 0..n. */
-    float (*dot)(const void *w, enum dtype dtype, const float *x, int32_t n);
-    /* y += a v, v of type F32, F16 or BF16. */
-    void (*axpy)(float *y, float a, const void *v, enum dtype dtype, int32_t n);
     /* out[i] = v[i] in f32; exact. */
     void (*convert)(float *out, const void *v, enum dtype dtype, int32_t n);
     /* out[0..n) = weights of columns begin..begin + n, begin a multiple of group_cols; whole steps

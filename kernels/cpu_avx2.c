@@ -162,38 +162,6 @@ AVX2 static void avx2_dot_segments(float *out, const void *w, enum dtype dtype, 
     }
 }
 
-AVX2 static float avx2_dot(const void *w, enum dtype dtype, const float *x, int32_t n)
-{
-    __m256 sum;
-    if (dtype == DT_F32) {
-        dots_vectors(&sum, w, DT_F32, &x, 1, 0, n);
-    } else if (dtype == DT_F16) {
-        dots_vectors(&sum, w, DT_F16, &x, 1, 0, n);
-    } else {
-        dots_vectors(&sum, w, DT_BF16, &x, 1, 0, n);
-    }
-    return sum_vector(sum);
-}
-
-AVX2 static void avx2_axpy(float *y, float a, const void *v, enum dtype dtype, int32_t n)
-{
-    __m256 a8 = _mm256_set1_ps(a);
-    int32_t i = 0;
-    for (; i + 8 <= n; i += 8) {
-        __m256 sum = _mm256_fmadd_ps(a8, load8(v, dtype, i), _mm256_loadu_ps(y + i));
-        _mm256_storeu_ps(y + i, sum);
-    }
-    if (i < n) {
-        float v_rest[8] = {0}, y_rest[8] = {0};
-        size_t size = dtype == DT_F32 ? 4 : 2, rest = (size_t)(n - i);
-        memcpy(v_rest, (const char *)v + (size_t)i * size, rest * size);
-        memcpy(y_rest, y + i, rest * sizeof *y);
-        __m256 sum = _mm256_fmadd_ps(a8, load8(v_rest, dtype, 0), _mm256_loadu_ps(y_rest));
-        _mm256_storeu_ps(y_rest, sum);
-        memcpy(y + i, y_rest, rest * sizeof *y);
-    }
-}
-
 AVX2 static void avx2_convert(float *out, const void *v, enum dtype dtype, int32_t n)
 {
     int32_t i = 0;
@@ -386,8 +354,6 @@ static const struct cpu_isa isa_avx2 = {
     .loops = &cpu_loops_avx2,
     .dots = avx2_dots,
     .dot_segments = avx2_dot_segments,
-    .dot = avx2_dot,
-    .axpy = avx2_axpy,
     .convert = avx2_convert,
     .decode = avx2_decode,
     .nested = &nested_loops_avx2,
@@ -408,8 +374,6 @@ const struct cpu_isa *cpu_isa_avx512(void)
         .loops = &cpu_loops_avx512,
         .dots = avx2_dots,
         .dot_segments = avx2_dot_segments,
-        .dot = avx2_dot,
-        .axpy = avx2_axpy,
         .convert = avx2_convert,
         .decode = avx2_decode,
         .nested = &nested_loops_avx512,

@@ -82,19 +82,6 @@ static void scalar_dot_segments(float *out, const void *w, enum dtype dtype, con
     }
 }
 
-static void scalar_axpy(float *y, float a, const void *v, enum dtype dtype, int32_t n)
-{
-    float step[CPU_STEP];
-    size_t value_bytes = dtype_bytes(dtype);
-    for (int32_t i = 0; i < n; i += CPU_STEP) {
-        int32_t now = n - i < CPU_STEP ? n - i : CPU_STEP;
-        floats_from(step, (const char *)v + (size_t)i * value_bytes, dtype, (size_t)now);
-        for (int32_t k = 0; k < now; k++) {
-            y[i + k] += a * step[k];
-        }
-    }
-}
-
 static void scalar_convert(float *out, const void *v, enum dtype dtype, int32_t n)
 {
     floats_from(out, v, dtype, (size_t)n);
@@ -159,8 +146,6 @@ const struct cpu_isa cpu_isa_scalar = {
     .loops = &cpu_loops_scalar,
     .dots = scalar_dots,
     .dot_segments = scalar_dot_segments,
-    .dot = scalar_dot,
-    .axpy = scalar_axpy,
     .convert = scalar_convert,
     .decode = scalar_decode,
     .nested = &nested_loops_scalar,

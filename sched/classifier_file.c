@@ -117,35 +117,20 @@ enum status classifier_write(const struct classifier *c, const char *path)
     return st;
 }
 
-static enum status copy_attribute(char *out, size_t bytes, hid_t file, const char *name)
-{
-    char *text = NULL;
-    enum status st = ST_OK;
-    TRY(h5_read_attribute(&text, file, name));
-    if (!text || strlen(text) >= bytes) {
-        FAIL_GOTO(st, ST_FORMAT, done, "attribute %s is %s", name,
-                  text ? "too long" : "missing or no text");
-    }
-    memcpy(out, text, strlen(text) + 1);
-done:
-    mem_free(text);
-    return st;
-}
-
 static enum status read_kind(struct classifier_shape *shape, hid_t file)
 {
     char text[64];
-    enum status st = copy_attribute(text, sizeof text, file, "format");
+    enum status st = h5_copy_attribute(text, sizeof text, file, "format");
     if (st != ST_OK || strcmp(text, CLASSIFIER_FORMAT) != 0) {
         FAIL(ST_FORMAT, "an HDF5 file, but not a classifier; expected the attribute format to be "
                         "\"" CLASSIFIER_FORMAT "\", as pmpd train writes it");
     }
-    TRY(copy_attribute(text, sizeof text, file, "format_version"));
+    TRY(h5_copy_attribute(text, sizeof text, file, "format_version"));
     if (strcmp(text, CLASSIFIER_FORMAT_VERSION) != 0) {
         FAIL(ST_FORMAT, "a classifier of format version %s; this program reads version %s", text,
              CLASSIFIER_FORMAT_VERSION);
     }
-    TRY(copy_attribute(text, sizeof text, file, "kind"));
+    TRY(h5_copy_attribute(text, sizeof text, file, "kind"));
     for (int i = 0; i < 2; i++) {
         if (strcmp(text, kind_names[i]) == 0) {
             shape->kind = (enum classifier_kind)i;
@@ -237,10 +222,10 @@ static enum status read_file(struct classifier *out, hid_t file)
              classifier_n_params(&shape), (unsigned long long)bytes);
     }
     TRY(classifier_create(out, &shape));
-    TRY(copy_attribute(out->facts.model_digest, sizeof out->facts.model_digest, file,
-                       "model_digest"));
-    TRY(copy_attribute(out->facts.high, sizeof out->facts.high, file, "high"));
-    TRY(copy_attribute(out->facts.low, sizeof out->facts.low, file, "low"));
+    TRY(h5_copy_attribute(out->facts.model_digest, sizeof out->facts.model_digest, file,
+                          "model_digest"));
+    TRY(h5_copy_attribute(out->facts.high, sizeof out->facts.high, file, "high"));
+    TRY(h5_copy_attribute(out->facts.low, sizeof out->facts.low, file, "low"));
     TRY(read_classes(out, file));
     int n = list_parts(parts, out);
     for (int i = 0; i < n; i++) {

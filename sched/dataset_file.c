@@ -269,21 +269,6 @@ done:
     return st;
 }
 
-static enum status read_text(char *out, size_t bytes, hid_t file, const char *name)
-{
-    char *text = NULL;
-    enum status st = ST_OK;
-    TRY(h5_read_attribute(&text, file, name));
-    if (!text || strlen(text) >= bytes) {
-        FAIL_GOTO(st, ST_FORMAT, done, "attribute %s is %s", name,
-                  text ? "too long" : "missing or no text");
-    }
-    memcpy(out, text, strlen(text) + 1);
-done:
-    mem_free(text);
-    return st;
-}
-
 static enum status read_facts(struct dataset *d, hid_t file)
 {
     enum { MOST_NEW = 1 << 24 };
@@ -293,18 +278,18 @@ static enum status read_facts(struct dataset *d, hid_t file)
     hsize_t n = 0;
     double *at = NULL;
     hid_t set = H5I_INVALID_HID;
-    if (read_text(format, sizeof format, file, "format") != ST_OK ||
+    if (h5_copy_attribute(format, sizeof format, file, "format") != ST_OK ||
         strcmp(format, DATASET_FORMAT) != 0) {
         FAIL(ST_FORMAT, "an HDF5 file, but not a dataset; expected the attribute format to be "
                         "\"" DATASET_FORMAT "\", as pmpd dataset writes it");
     }
-    TRY(read_text(format, sizeof format, file, "format_version"));
+    TRY(h5_copy_attribute(format, sizeof format, file, "format_version"));
     if (strcmp(format, DATASET_FORMAT_VERSION) != 0) {
         FAIL(ST_FORMAT, "a dataset of format version %s; this program reads version %s", format,
              DATASET_FORMAT_VERSION);
     }
     for (int i = 0; i < N_TEXTS; i++) {
-        TRY(read_text((char *)f + texts[i].offset, texts[i].bytes, file, texts[i].name));
+        TRY(h5_copy_attribute((char *)f + texts[i].offset, texts[i].bytes, file, texts[i].name));
     }
     TRY(read_number(file, "max_new_tokens", H5T_NATIVE_INT64, &n_new));
     TRY(read_number(file, "head_dim", H5T_NATIVE_INT64, &head_dim));
