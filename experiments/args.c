@@ -10,6 +10,31 @@
 
 enum { MOST_OPTIONS = 40 };
 
+enum status args_config(const char **config, const struct arg_text *options, const char *word,
+                        int argc, char **argv)
+{
+    for (int i = 1; i < argc; i++) {
+        bool has_value = i + 1 < argc, known = strcmp(argv[i], "--set") == 0;
+        for (const struct arg_text *o = options; o->name && has_value; o++) {
+            if (strcmp(argv[i], o->name) == 0) {
+                *o->to = argv[i + 1];
+                known = true;
+            }
+        }
+        if (known && has_value) {
+            i++;
+        } else if (known || argv[i][0] == '-') {
+            FAIL(ST_USER, "%s does not know \"%s\" (or it needs a value); pmpd %s --help explains",
+                 word, argv[i], word);
+        } else if (*config) {
+            FAIL(ST_USER, "%s takes one FILE.cfg, found \"%s\" and \"%s\"", word, *config, argv[i]);
+        } else {
+            *config = argv[i];
+        }
+    }
+    return ST_OK;
+}
+
 enum status args_number(long long *out, const char *name, const char *text, long long min,
                         long long max)
 {

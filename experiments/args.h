@@ -42,6 +42,15 @@ MUST_CHECK enum status args_parse(struct args *out, const struct env *env, int a
     "                   of ranks that fits, at most S\n"                                         \
     "  --json           print the result as JSON\n"
 
+/* The words after a subcommand that takes one FILE.cfg: options with a value each (`options` ends
+ * with a NULL name; names with dashes), and --set, which settings read. `word` is the subcommand as
+ * it is written. Errors: ST_USER. */
+struct arg_text {
+    const char *name, **to;
+};
+MUST_CHECK enum status args_config(const char **config, const struct arg_text *options,
+                                   const char *word, int argc, char **argv);
+
 /* A whole number within a range, from an option's text. Errors: ST_USER. */
 MUST_CHECK enum status args_number(long long *out, const char *name, const char *text,
                                    long long min, long long max);

@@ -10,6 +10,7 @@
 #include "core/log.h"
 #include "core/mem.h"
 #include "core/tokenizer.h"
+#include "experiments/args.h"
 #include "experiments/cmd.h"
 #include "experiments/dataset_stage.h"
 #include "experiments/inspect_learn.h"
@@ -132,43 +133,20 @@ static enum status read_options(struct dataset_job *j, const struct words *w)
 static enum status parse_command(struct dataset_job *j, int argc, char **argv)
 {
     struct words w = {0};
-    const struct {
-        const char *name, **to;
-    } options[] = {
-        {"--out", &j->out},
-        {"--reference", &j->reference},
-        {"--reference-level", &j->reference_level},
-        {"--high", &w.high},
-        {"--low", &w.low},
-        {"--candidates", &w.candidates},
-        {"--criterion", &w.criterion},
-        {"--tolerance", &w.tolerance},
-        {"--prefixes", &w.prefixes},
-        {"--prefix-min", &w.prefix_min},
-        {"--seed", &w.seed},
-        {"--heads", &w.heads},
-    };
-    for (int i = 1; i < argc; i++) {
-        bool known = strcmp(argv[i], "--set") == 0;
-        for (size_t o = 0; o < sizeof options / sizeof *options && i + 1 < argc; o++) {
-            if (strcmp(argv[i], options[o].name) == 0) {
-                *options[o].to = argv[i + 1];
-                known = true;
-            }
-        }
-        if (known && i + 1 < argc) {
-            i++;
-        } else if (known || argv[i][0] == '-') {
-            FAIL(ST_USER,
-                 "dataset does not know \"%s\" (or it needs a value); pmpd dataset --help explains",
-                 argv[i]);
-        } else if (j->config) {
-            FAIL(ST_USER, "dataset takes one FILE.cfg, found \"%s\" and \"%s\"", j->config,
-                 argv[i]);
-        } else {
-            j->config = argv[i];
-        }
-    }
+    const struct arg_text options[] = {{"--out", &j->out},
+                                       {"--reference", &j->reference},
+                                       {"--reference-level", &j->reference_level},
+                                       {"--high", &w.high},
+                                       {"--low", &w.low},
+                                       {"--candidates", &w.candidates},
+                                       {"--criterion", &w.criterion},
+                                       {"--tolerance", &w.tolerance},
+                                       {"--prefixes", &w.prefixes},
+                                       {"--prefix-min", &w.prefix_min},
+                                       {"--seed", &w.seed},
+                                       {"--heads", &w.heads},
+                                       {NULL, NULL}};
+    TRY(args_config(&j->config, options, "dataset", argc, argv));
     return read_options(j, &w);
 }
 

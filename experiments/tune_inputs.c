@@ -33,33 +33,14 @@ static enum status parse_numbers(struct tune_job *j)
 
 static enum status parse_command(struct tune_job *j, int argc, char **argv)
 {
-    const struct {
-        const char *name, **to;
-    } options[] = {
-        {"--out", &j->out},        {"--levels", &j->levels},       {"--grid", &j->grid_text},
-        {"--loss", &j->loss_text}, {"--reference", &j->reference}, {"--seed", &j->seed_text}};
-    for (int i = 1; i < argc; i++) {
-        bool known = strcmp(argv[i], "--set") == 0;
-        for (size_t o = 0; o < sizeof options / sizeof *options && i + 1 < argc; o++) {
-            if (strcmp(argv[i], options[o].name) == 0) {
-                *options[o].to = argv[i + 1];
-                known = true;
-            }
-        }
-        if (known && i + 1 < argc) {
-            i++;
-        } else if (known || argv[i][0] == '-') {
-            FAIL(ST_USER,
-                 "tune plan does not know \"%s\" (or it needs a value); pmpd tune plan --help "
-                 "explains",
-                 argv[i]);
-        } else if (j->config) {
-            FAIL(ST_USER, "tune plan takes one FILE.cfg, found \"%s\" and \"%s\"", j->config,
-                 argv[i]);
-        } else {
-            j->config = argv[i];
-        }
-    }
+    const struct arg_text options[] = {{"--out", &j->out},
+                                       {"--levels", &j->levels},
+                                       {"--grid", &j->grid_text},
+                                       {"--loss", &j->loss_text},
+                                       {"--reference", &j->reference},
+                                       {"--seed", &j->seed_text},
+                                       {NULL, NULL}};
+    TRY(args_config(&j->config, options, "tune plan", argc, argv));
     if (!j->config || !j->out) {
         FAIL(ST_USER, "tune plan needs FILE.cfg and --out DIR; pmpd tune plan --help explains");
     }
